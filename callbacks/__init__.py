@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Callbacks: what happens around a step."""
+
+from callbacks.results import ResultsTable
+from callbacks.rollout import RolloutCallback
+
+__all__ = ["ResultsTable", "RolloutCallback"]

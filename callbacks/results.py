@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of an evaluation as a table and as a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from medvlt import __version__
+from medvlt.evaluation.results import BenchmarkResult, results_table
+
+logger = logging.getLogger(__name__)
+
+
+class ResultsTable(Callback):
+    """Prints accuracy per benchmark with its count and 95% interval, and writes them to a file.
+
+    Hooks used: `on_validation_end`, `on_test_end`.
+
+    Args:
+        path: JSON file; None for `results.json` in the Trainer's `default_root_dir`. It is replaced at every
+            evaluation, never left half-written.
+        label: Name of the evaluated model in the file and the table.
+    """
+
+    def __init__(self, path: str | None = None, label: str = "") -> None:
+        self.path = path
+        self.label = label
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports a validation."""
+        if not trainer.sanity_checking:
+            self._report(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports a test."""
+        self._report(trainer, "test")
+
+    def _report(self, trainer: Trainer, stage: str) -> None:
+        values = {name: float(torch.as_tensor(value)) for name, value in trainer.callback_metrics.items()}
+        names = [name.split("/")[1] for name in values if name.startswith(f"{stage}/") and name.endswith("/count")]
+        results = [
+            BenchmarkResult(
+                benchmark=name,
+                correct=round(values[f"{stage}/{name}/correct"]),
+                count=round(values[f"{stage}/{name}/count"]),
+                format_rate=values[f"{stage}/{name}/format_rate"],
+                truncation_rate=values[f"{stage}/{name}/truncation_rate"],
+                mean_tokens=values[f"{stage}/{name}/mean_tokens"],
+            )
+            for name in names
+        ]
+        if not results or not trainer.is_global_zero:
+            return
+        Console().print(results_table({self.label or stage: results}))
+        path = Path(self.path or Path(trainer.default_root_dir) / "results.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "label": self.label,
+            "stage": stage,
+            "step": trainer.global_step,
+            "medvlt": __version__,
+            "benchmarks": [result.to_json() for result in results],
+            "note": "Research software, not for clinical use.",
+        }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        logger.info("results written to %s", path)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions to be answered: one loader per benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from medvlt.data.batches import PromptBatch
+from medvlt.data.encoder import PromptEncoder
+from medvlt.data.sources import Source
+from medvlt.errors import ConfigurationError
+from medvlt.types import Sample
+
+
+class BenchmarkDataModule(LightningDataModule):
+    """Benchmarks, each its own loader; for `validate`, `test` and `predict`.
+
+    Every question is asked exactly once, whatever the number of ranks: nothing is repeated to fill a batch, nothing
+    is dropped. Batches hold samples, not tensors; `callbacks.RolloutCallback` attaches completions.
+
+    Args:
+        encoder: How a question becomes a prompt.
+        benchmarks: Name to source; the names head the metrics. May be empty where a subclass has other data.
+        batch_size: Questions handed to the engine at a time, per rank.
+    """
+
+    def __init__(
+        self, encoder: PromptEncoder, benchmarks: dict[str, Source] | None = None, batch_size: int = 128
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1 question, got {batch_size}")
+        self.encoder = encoder
+        self.benchmark_sources = dict(benchmarks or {})
+        self.batch_size = batch_size
+        self._benchmarks: dict[str, Sequence[Sample]] = {}
+
+    @property
+    def benchmark_names(self) -> tuple[str, ...]:
+        """Names in the order of the loaders, the same on every rank."""
+        return tuple(self.benchmark_sources)
+
+    def setup(self, stage: str) -> None:
+        """Reads the benchmarks.
+
+        Raises:
+            ConfigurationError: If `validate`, `test` or `predict` has nothing to ask.
+        """
+        if stage != "fit" and not self.benchmark_sources:
+            raise ConfigurationError(f"`{stage}` has no questions: name at least one source under data.benchmarks")
+        for name, source in self.benchmark_sources.items():
+            if name not in self._benchmarks:
+                self._benchmarks[name] = source.load()
+
+    def val_dataloader(self) -> list[DataLoader[PromptBatch]]:
+        """One loader per benchmark."""
+        return [self._loader(name) for name in self.benchmark_names]
+
+    def test_dataloader(self) -> list[DataLoader[PromptBatch]]:
+        """One loader per benchmark."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> list[DataLoader[PromptBatch]]:
+        """One loader per benchmark."""
+        return self.val_dataloader()
+
+    def _loader(self, name: str) -> DataLoader[PromptBatch]:
+        trainer = self.trainer
+        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        samples = self._benchmarks[name]
+        collate: Callable[[list[Sample]], PromptBatch] = partial(_prompt_batch, name)
+        return DataLoader(
+            samples,  # type: ignore[arg-type]  # a sequence is all that a DataLoader needs of a Dataset
+            batch_size=self.batch_size,
+            sampler=EachOnceSampler(samples, ranks, rank),  # type: ignore[arg-type]
+            collate_fn=collate,
+        )
+
+
+class EachOnceSampler(DistributedSampler[Sample]):
+    """Every `ranks`-th index from `rank` on: over all ranks each index once, none repeated to even them out.
+
+    It is a DistributedSampler only so that Lightning leaves it in place.
+    """
+
+    def __init__(self, samples: Dataset[Sample], ranks: int, rank: int) -> None:
+        super().__init__(samples, num_replicas=ranks, rank=rank, shuffle=False)
+        self.indices = range(rank, len(samples), ranks)  # type: ignore[arg-type]
+
+    def __iter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _prompt_batch(name: str, samples: list[Sample]) -> PromptBatch:
+    return PromptBatch(name, samples)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A module with a backbone to train: loads it, optimizes it, and scales losses so that a step is a plain sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_modules.rollout import RolloutModule
+from medvlt.errors import ConfigurationError
+from medvlt.models.loading import Backbone, load_backbone
+from medvlt.models.optimization import Optimization, build_optimizer
+from medvlt.models.policy import Policy
+from medvlt.models.sharding import shard
+from medvlt.rewards.grade import GradePolicy
+
+
+class PolicyModule(RolloutModule):
+    """Holds the policy; `SFTModule` and `GRPOModule` add a `training_step`.
+
+    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`.
+
+    Args:
+        backbone: Which Qwen2.5-VL, and how to load it.
+        optimization: AdamW and its schedule.
+        grader: Rules for right and wrong in validation.
+    """
+
+    def __init__(self, backbone: Backbone, optimization: Optimization, grader: GradePolicy = "robust") -> None:
+        super().__init__(grader)
+        self.backbone = backbone
+        self.optimization = optimization
+        self.policy: Policy | None = None
+
+    def configure_model(self) -> None:
+        """Loads the backbone once, inside the strategy's context, and shards it where the strategy asks for it."""
+        if self.policy is not None:
+            return
+        encoder = getattr(getattr(self.trainer, "datamodule", None), "encoder", None)
+        if encoder is not None and encoder.model != self.backbone.name:
+            raise ConfigurationError(
+                f"model.backbone.name={self.backbone.name!r} and data.encoder.model={encoder.model!r} differ; prompts "
+                "must be encoded with the tokenizer of the backbone, so set both to the same folder or name"
+            )
+        # more than one rank exchanges gradients or shards, so all must touch the vision tower in every micro-batch
+        policy = Policy(load_backbone(self.backbone), always_run_vision=self.trainer.world_size > 1)
+        self.policy = shard(policy, self.device_mesh)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Returns AdamW and a schedule that is advanced every optimizer step."""
+        optimizer, scheduler = build_optimizer(
+            self.parameters(), self.optimization, total_steps=self._total_optimizer_steps()
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Undoes the two means that surround a training step, so that a step adds up micro-batches and ranks.
+
+        Lightning divides the loss by `accumulate_grad_batches` and data-parallel strategies average gradients over
+        ranks; the weights of a packed batch already hold the normaliser of the whole optimizer step.
+        """
+        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Advances the schedule; the schedules used here need no metric."""
+        scheduler.step()
+
+    def _total_optimizer_steps(self) -> int:
+        # `trainer.estimated_stepping_batches` would build the loader before its state is restored, which silently
+        # breaks resuming in the middle of an epoch
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        steps = getattr(getattr(self.trainer, "datamodule", None), "optimizer_steps_per_epoch", None)
+        if steps is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+            raise ConfigurationError(
+                "the schedule needs the number of optimizer steps: set trainer.max_steps, or trainer.max_epochs with a "
+                "data module that knows its steps (SFTDataModule), or model.optimization.total_steps"
+            )
+        return int(steps) * self.trainer.max_epochs

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `medvlt` command: finds out what is asked for and calls it.
+
+Nothing heavy is imported before it is known to be needed, so `--help` and `--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from medvlt import __version__
+from medvlt.errors import MedvltError
+
+TRAINER_COMMANDS = {
+    "fit": "train: SFT or RLVR, as the config says",
+    "validate": "answer benchmarks and score the answers",
+    "test": "the same on the data module's test sets",
+    "predict": "answer questions and keep the completions",
+}
+OTHER_COMMANDS = {
+    "demo": "the whole recipe on generated data with a tiny model, on a CPU, in minutes",
+    "doctor": "what is installed and usable here, and what to do about the rest",
+    "tiny": "write a random tiny Qwen2.5-VL as an ordinary model folder",
+}
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits: 0 if all went well, 2 after a mistake in the input, with one message on stderr."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    try:
+        if command in ("--version", "-V"):
+            print(f"medvlt {__version__}")
+        elif command in ("--help", "-h"):
+            print(help_text())
+        elif command in TRAINER_COMMANDS:
+            _run_trainer(command, rest)
+        elif command in OTHER_COMMANDS:
+            _run_other(command, rest)
+        else:
+            _fail(f"unknown command {command!r}; expected one of {', '.join([*TRAINER_COMMANDS, *OTHER_COMMANDS])}")
+    except MedvltError as error:
+        _fail(str(error))
+    sys.exit(0)
+
+
+def help_text() -> str:
+    """Returns what `medvlt --help` prints."""
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in (TRAINER_COMMANDS | OTHER_COMMANDS).items())
+    return (
+        "usage: medvlt COMMAND [options]\n\n"
+        "Post-training of vision-language models that reason about medicine.\n"
+        "Research software, not for clinical use.\n\n"
+        f"commands:\n{rows}\n\n"
+        "  medvlt COMMAND --help              options of a command\n"
+        "  medvlt fit --config demo/sft.yaml  a shipped config by its name, or a file of yours\n"
+        "  medvlt --version"
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"medvlt: error: {message}\n")
+    sys.exit(2)
+
+
+def _run_trainer(command: str, rest: Sequence[str]) -> None:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from medvlt.cli import run
+
+    try:
+        run([command, *_with_shipped_configs(rest)])
+    except MisconfigurationException as error:  # Lightning's own word for settings that contradict one another
+        raise MedvltError(str(error)) from error
+
+
+def _run_other(command: str, rest: Sequence[str]) -> None:
+    if command == "doctor":
+        from medvlt.doctor import doctor
+
+        sys.exit(doctor())
+    import jsonargparse
+
+    function: Callable[..., None]
+    if command == "demo":
+        from medvlt.demo import demo as function
+    else:
+        from medvlt.models.tiny import tiny as function
+    parser = jsonargparse.ArgumentParser(prog=f"medvlt {command}", exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=False)
+    try:
+        settings = parser.parse_args(list(rest))
+    except jsonargparse.ArgumentError as error:
+        raise MedvltError(str(error)) from error
+    function(**parser.instantiate_classes(settings))
+
+
+def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """Replaces `--config demo/sft.yaml` by the shipped file, unless there is such a file here."""
+    from medvlt.paths import resolve_config
+
+    resolved: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if resolved and resolved[-1] in ("--config", "-c"):
+            argument = str(resolve_config(argument))
+        elif name in ("--config", "-c") and equals:
+            argument = f"{name}={resolve_config(value)}"
+        resolved.append(argument)
+    return resolved
+
+
+if __name__ == "__main__":
+    main()

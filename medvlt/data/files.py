@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing without leaving halves behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from medvlt.errors import DataError
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Gives a temporary name beside `path` and moves what was written there to `path` if the block succeeds.
+
+    Works for a file and for a folder. If the block fails, nothing of it stays and `path` is as it was.
+
+    Args:
+        path: Where the result is to lie; missing parent folders are made.
+        overwrite: Whether something that lies there may be replaced.
+
+    Raises:
+        DataError: If `path` exists and may not be replaced, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise DataError(f"expected a new path, but {path} exists; choose another or set overwrite=true")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)  # a folder cannot be replaced in one move
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):  # it may never have come to be
+                temporary.unlink()

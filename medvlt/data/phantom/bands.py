@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes cut out of a range of numbers, and questions with numbers as options.
+
+Numbers are integers in units of the last decimal shown (37.9 degrees with one decimal is 379), so that a value on a
+cut-off is classified exactly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from medvlt.data.phantom.draft import MAX_OPTIONS, Draft
+
+NUMERIC_FROM = 0.5
+"""Difficulty from which families that compute a number ask for the number instead of its class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Classes of a measured value.
+
+    Attributes:
+        words: Names of the classes, from the lowest values to the highest.
+        first: Lowest value drawn.
+        cuts: Lowest value of every class but the first.
+        last: Highest value drawn.
+        teacher_cuts: The cut-offs that the simulated teacher believes in.
+    """
+
+    words: tuple[str, ...]
+    first: int
+    cuts: tuple[int, ...]
+    last: int
+    teacher_cuts: tuple[int, ...]
+
+    def classify(self, value: int) -> int:
+        """Returns the index of the class of `value`."""
+        return bisect_right(self.cuts, value)
+
+    def teacher_classify(self, value: int) -> int:
+        """Returns the index of the class in which the simulated teacher puts `value`."""
+        return bisect_right(self.teacher_cuts, value)
+
+    def edges(self, index: int) -> tuple[int, int]:
+        """Returns the lowest and the highest value of class `index`, both included."""
+        low = self.cuts[index - 1] if index else self.first
+        return low, self.cuts[index] - 1 if index < len(self.cuts) else self.last
+
+    def draw(self, rng: Random, index: int, difficulty: float) -> int:
+        """Returns a value of class `index`: uniform at difficulty 0, mostly close to a cut-off at difficulty 1.
+
+        The distance from the cut-off is u^(1 + 3 difficulty) of the way to the far end of the class (half-way for a
+        class between two cut-offs), u uniform in [0, 1). So every level draws from the same values.
+        """
+        low, high = self.edges(index)
+        depth = rng.random() ** (1 + 3 * difficulty)
+        if 0 < index < len(self.cuts):
+            offset = int(depth * (high - low + 2) / 2)  # an odd count: both sides reach the middle value
+            return low + offset if rng.random() < 0.5 else high - offset
+        offset = int(depth * (high - low + 1))
+        return low + offset if index else high - offset
+
+
+def decimal(value: int, decimals: int) -> str:
+    """Returns `value` / 10^`decimals` with exactly that many decimals: (379, 1) is "37.9"."""
+    return f"{value / 10**decimals:.{decimals}f}"
+
+
+def band_draft(bands: Bands, value: int, *, question: str, fact: str, key: str) -> Draft:
+    """Returns the question which class `value` belongs to."""
+    return Draft(question, fact, bands.words, bands.classify(value), bands.teacher_classify(value), key)
+
+
+def number_draft(
+    rng: Random,
+    difficulty: float,
+    *,
+    question: str,
+    fact: str,
+    value: int,
+    slips: Sequence[int],
+    spread: int,
+    key: str,
+) -> Draft:
+    """Returns a question whose options are numbers: 4 of them, 5 from difficulty 0.75 on.
+
+    Args:
+        rng: Stream for the numbers that fill up the options.
+        difficulty: In [0, 1].
+        question: The stem.
+        fact: What the trace states before the number.
+        value: The right number, above 0.
+        slips: Numbers that common mistakes lead to, the commonest first; the simulated teacher makes the first one.
+        spread: Step of the filling numbers around `value`.
+        key: Values that decide the split.
+    """
+    count = MAX_OPTIONS if difficulty >= 0.75 else MAX_OPTIONS - 1
+    choices = [value]
+    for slip in slips:
+        if slip > 0 and slip not in choices and len(choices) < count:
+            choices.append(slip)
+    guess = choices.index(slips[0]) if slips and slips[0] in choices else 0
+    while len(choices) < count:
+        filler = value + spread * rng.choice((-4, -3, -2, -1, 1, 2, 3, 4))
+        if filler > 0 and filler not in choices:
+            choices.append(filler)
+    return Draft(question, fact, tuple(map(str, choices)), 0, guess, key)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a Qwen2.5-VL: precision, attention, gradient checkpointing, frozen components, LoRA."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import nn
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from medvlt.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
+
+Component: TypeAlias = Literal["vision", "projector", "language"]
+"""The vision tower, the projector that merges its patches into language tokens, the language model with its head."""
+
+LORA_LAYERS: dict[Component, str] = {
+    "vision": r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate_proj|up_proj|down_proj))",
+    "projector": r"visual\.merger\.mlp\.(0|2)",
+    "language": r"language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)",
+}
+"""Linear layers of each component that adapters are put on."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685): each chosen weight W becomes W + (alpha / rank) B A.
+
+    Attributes:
+        rank: Rank of the update, at least 1.
+        alpha: Scale of the update; the factor is alpha / rank.
+        dropout: On the input of A, in [0, 1). Must be 0 in RL, where a prompt is shared by its completions.
+        components: Which parts get adapters; everything else is frozen.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    components: tuple[Component, ...] = ("language",)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which model to load, and how.
+
+    Attributes:
+        name: Folder, or name on the Hugging Face Hub, of any Qwen2.5-VL.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Of the weights. float32 with the Trainer's `bf16-mixed` is what the reference trains with; "auto" keeps
+            the dtype of the files.
+        vision_attention: Attention of the vision tower. The text model always uses packed attention.
+        gradient_checkpointing: Compute activations again in the backward pass: about a third more compute, memory
+            that hardly grows with depth.
+        freeze: Components that are not trained. The reference freezes nothing.
+        lora: Train adapters instead of the weights.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    vision_attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    freeze: tuple[Component, ...] = ()
+    lora: LoRA | None = None
+
+
+def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | PeftModel:
+    """Loads the model in training mode, from safetensors only and without remote code.
+
+    Raises:
+        ConfigurationError: If the model cannot be found, is not a Qwen2.5-VL, lacks weights, or nothing is trainable.
+    """
+    try:
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"backbone.name={settings.name!r} is neither a model folder here nor a model that can be fetched from the "
+            f"Hugging Face Hub. Give a folder with config.json, or check the name, the network and your access. ({error})"
+        ) from error
+    if config.model_type != "qwen2_5_vl":
+        raise ConfigurationError(
+            f"backbone.name={settings.name!r} is a {config.model_type!r} model; expected 'qwen2_5_vl' (Qwen2.5-VL 3B, "
+            "7B, 32B or 72B, or a model exported from one)"
+        )
+    try:
+        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            settings.name,
+            revision=settings.revision,
+            dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            attn_implementation={"vision_config": settings.vision_attention, "text_config": "sdpa"},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"backbone.name={settings.name!r} has no safetensors weights that can be read: {error}"
+        ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ConfigurationError(
+            f"the weights of {settings.name!r} do not cover the model: {len(missing)} tensors are missing or of another "
+            f"shape and would be random, such as {', '.join(missing[:3])}. Use a complete checkpoint of this model."
+        )
+    return prepare_backbone(model, settings)
+
+
+def prepare_backbone(
+    model: Qwen2_5_VLForConditionalGeneration, settings: Backbone
+) -> Qwen2_5_VLForConditionalGeneration | PeftModel:
+    """Applies freezing, adapters and gradient checkpointing to a loaded model."""
+    for component in settings.freeze:
+        for parameter in component_parameters(model, component):
+            parameter.requires_grad_(False)
+    prepared: Qwen2_5_VLForConditionalGeneration | PeftModel = model
+    if settings.lora is not None:
+        from peft import LoraConfig, get_peft_model  # slow to import, needed only here
+
+        lora = settings.lora
+        if set(lora.components) & set(settings.freeze):
+            raise ConfigurationError(
+                f"backbone.freeze={settings.freeze} and backbone.lora.components={lora.components} overlap; adapters "
+                "already leave the weights as they are, so remove the component from one of the two"
+            )
+        targets = "|".join(f"(.*{LORA_LAYERS[component]})" for component in lora.components)
+        prepared = get_peft_model(
+            model,
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"),
+        )
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainable = sum(p.numel() for p in prepared.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in prepared.parameters())
+    if trainable == 0:
+        raise ConfigurationError(f"nothing is left to train: backbone.freeze={settings.freeze}")
+    logger.info("%s: %s of %s parameters are trained", settings.name, f"{trainable:,}", f"{total:,}")
+    prepared.train()
+    return prepared
+
+
+def component_parameters(model: Qwen2_5_VLForConditionalGeneration, component: Component) -> list[nn.Parameter]:
+    """Returns the parameters of one component; the three together are all parameters, each once."""
+    merger = list(model.model.visual.merger.parameters())
+    if component == "projector":
+        return merger
+    if component == "vision":
+        projector = {id(parameter) for parameter in merger}
+        return [parameter for parameter in model.model.visual.parameters() if id(parameter) not in projector]
+    language = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    return list({id(parameter): parameter for parameter in language}.values())  # tied embeddings are one parameter

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parts of a policy are sharded together (FSDP2)."""
+
+from __future__ import annotations
+
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLVisionBlock
+
+from medvlt.models.policy import Policy
+
+SHARDED_BLOCKS = (Qwen2_5_VLDecoderLayer, Qwen2_5_VLVisionBlock)
+"""Each of these is gathered on its own; everything else, embeddings and head included, belongs to the root."""
+
+
+def shard(policy: Policy, mesh: DeviceMesh | None) -> Policy:
+    """Shards a policy over the data-parallel ranks of a mesh; without a mesh it is left whole.
+
+    Args:
+        policy: Its `forward` becomes the unit of the root, so the head's weight is whole inside it.
+        mesh: The strategy's mesh with a dimension `data_parallel` (`ModelParallelStrategy`), or None.
+
+    Returns:
+        The same policy.
+    """
+    if mesh is None:
+        return policy
+    data_parallel = mesh["data_parallel"]
+    for module in policy.modules():
+        if isinstance(module, SHARDED_BLOCKS):
+            fully_shard(module, mesh=data_parallel)
+    fully_shard(policy, mesh=data_parallel)
+    return policy

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a rollout engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medvlt.data.encoder import PromptEncoder
+    from medvlt.models.policy import Policy
+
+
+@runtime_checkable
+class RolloutEngine(Protocol):
+    """Samples completions. Every implementation passes `tests/contracts/test_rollout_engine.py`.
+
+    The constructor takes settings only, so that an engine can be named in YAML; `start` hands it what it works on.
+    """
+
+    def start(self, encoder: PromptEncoder, policy: Policy | None) -> None:
+        """Gets ready to sample; calling it again with the same arguments changes nothing.
+
+        Args:
+            encoder: Turns samples into prompt tokens and pictures, the same object the trainer uses.
+            policy: The live policy, or None where the engine has weights of its own.
+        """
+
+    def generate(
+        self, samples: Sequence[Sample], params: SamplingParams, *, keys: Sequence[RolloutKey]
+    ) -> list[RolloutGroup]:
+        """Samples `params.n` completions for each sample, in the order given.
+
+        Equal keys give equal completions, whatever else is in the call.
+        """
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Replaces all weights by full tensors under Hub names, streamed; every parameter exactly once."""
+
+    def sleep(self) -> None:
+        """Gives memory back until `wake`. Calling it twice is the same as once."""
+
+    def wake(self) -> None:
+        """Takes memory again. Calling it twice is the same as once."""
+
+    def close(self) -> None:
+        """Ends the engine and everything it started. Calling it twice is the same as once."""

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real questions, pictures and the real tokenizer; it lies beside the checkout, never inside."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data are not here: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny Qwen2.5-VL as a model folder: two layers, byte-level tokenizer."""
+    from medvlt.models.tiny import TinySize, build_tiny
+
+    size = TinySize(layers=2, max_position_embeddings=2048, initializer_range=0.1)
+    return build_tiny(tmp_path_factory.mktemp("models") / "tiny", size=size)
