@@ -9,8 +9,10 @@
 # MEDVLT_ACCELERATOR=cpu|gpu     overrules what nvidia-smi says
 
 supported = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c '$(supported)' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
+endif
 MEDVLT_VENV ?= .venv
 PYTEST_ARGS ?=
 bin := $(MEDVLT_VENV)/bin
@@ -32,6 +34,6 @@ lint: env
 
 # The version is tested here as well: an interpreter older than the syntax of the script could not say what is wrong.
 env:
-	@$(PYTHON) -c '$(supported)' 2>/dev/null || { echo "medvlt set-up: Python 3.11, 3.12 or 3.13 is needed, \
-	`$(PYTHON)` is `$(PYTHON) --version 2>&1`; name another: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -c '$(supported)' 2>/dev/null || { echo "medvlt set-up: Python 3.11, 3.12 or 3.13 is needed," \
+	"'$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	@$(PYTHON) tools/setup_env.py --venv '$(MEDVLT_VENV)'

@@ -10,7 +10,7 @@ from torch import nn
 
 from medvlt.data.batches import PromptBatch
 from medvlt.errors import MissingRolloutError
-from medvlt.metrics import BenchmarkMetrics, macro_average
+from medvlt.metrics.benchmark import BenchmarkMetrics
 from medvlt.rewards.grade import GradePolicy, grade
 from medvlt.types import Verdict
 
@@ -106,5 +106,5 @@ class RolloutModule(LightningModule):
         for name, values in results.items():
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items()})
         if results:
-            accuracies = {name: float(values["accuracy"]) for name, values in results.items()}
-            self.log(f"{stage}/accuracy", macro_average(accuracies), prog_bar=True)
+            accuracies = [float(values["accuracy"]) for values in results.values()]
+            self.log(f"{stage}/accuracy", sum(accuracies) / len(accuracies), prog_bar=True)

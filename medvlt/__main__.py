@@ -87,7 +87,7 @@ def _run_other(command: str, rest: Sequence[str]) -> None:
     if command == "demo":
         from medvlt.demo import demo as function
     else:
-        from medvlt.models.tiny import tiny as function
+        from medvlt.demo import tiny as function
     parser = jsonargparse.ArgumentParser(prog=f"medvlt {command}", exit_on_error=False)
     parser.add_function_arguments(function, as_positional=False)
     try:

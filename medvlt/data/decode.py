@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,13 @@ MAX_ASPECT = 200
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, table 4
 _TURNS = {
-    2: (Image.Transpose.FLIP_LEFT_RIGHT,),
-    3: (Image.Transpose.ROTATE_180,),
-    4: (Image.Transpose.FLIP_TOP_BOTTOM,),
-    5: (Image.Transpose.TRANSPOSE,),
-    6: (Image.Transpose.ROTATE_270,),
-    7: (Image.Transpose.TRANSVERSE,),
-    8: (Image.Transpose.ROTATE_90,),
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 _TURNS_SIDEWAYS = (5, 6, 7, 8)
 
@@ -46,16 +48,11 @@ def open_image(source: ImageSource) -> Image.Image:
     Raises:
         RecordError: If it is not there or cannot be decoded.
     """
-    image = _open(source)
-    turns = _TURNS.get(_orientation(image), ())
-    try:
-        image.load()
+    with _opened(source) as image:
+        turn = _TURNS.get(_orientation(image))
+        _decode(image, source)
         rgb = _to_rgb(image)
-    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        raise _corrupt(source, error) from error
-    for turn in turns:
-        rgb = rgb.transpose(turn)
-    return rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -64,9 +61,9 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     Raises:
         RecordError: If it is not there or has no header that can be read.
     """
-    image = _open(source)
-    width, height = image.size
-    return (height, width) if _orientation(image) in _TURNS_SIDEWAYS else (width, height)
+    with _opened(source) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _TURNS_SIDEWAYS else (width, height)
 
 
 def check_image(source: ImageSource, *, decode: bool, max_pixels: int) -> None:
@@ -80,22 +77,20 @@ def check_image(source: ImageSource, *, decode: bool, max_pixels: int) -> None:
     Raises:
         RecordError: If it is not there, damaged, too large or too thin.
     """
-    image = _open(source)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise RecordError(
-            DropReason.IMAGE_TOO_LARGE,
-            f"{_name(source)} is {width} x {height} pixels, max_decoded_pixels={max_pixels}; shrink it or raise the limit",
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise RecordError(
-            DropReason.IMAGE_TOO_THIN, f"{_name(source)} is {width} x {height} pixels, thinner than 1:{MAX_ASPECT}; crop it"
-        )
-    if decode:
-        try:
-            image.load()
-        except Exception as error:  # see open_image
-            raise _corrupt(source, error) from error
+    with _opened(source) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise RecordError(
+                DropReason.IMAGE_TOO_LARGE,
+                f"{_name(source)} has {width} x {height} pixels, more than {max_pixels}; shrink it or raise the limit",
+            )
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise RecordError(
+                DropReason.IMAGE_TOO_THIN,
+                f"{_name(source)} has {width} x {height} pixels, thinner than 1:{MAX_ASPECT}; crop it",
+            )
+        if decode:
+            _decode(image, source)
 
 
 def resolve_image(path: Path, root: Path) -> Path:
@@ -120,21 +115,34 @@ def resolve_image(path: Path, root: Path) -> Path:
             f"{str(path)!r:.200} leads out of {root}; move the picture inside or set image_root",
         )
     if not is_file:
-        raise RecordError(DropReason.MISSING_IMAGE, f"no file {str(path)!r:.200} in {root}; set image_root if it is elsewhere")
+        raise RecordError(
+            DropReason.MISSING_IMAGE, f"no file {str(path)!r:.200} in {root}; set image_root if it is elsewhere"
+        )
     return real
 
 
-def _open(source: ImageSource) -> Image.Image:
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    """Gives a picture of which only the header has been read, and closes what it opened."""
     if isinstance(source, Image.Image):
-        return source
+        yield source
+        return
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else io.BytesIO(source.read_bytes())
-        return Image.open(file, formats=FORMATS)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError as error:
-        raise RecordError(DropReason.MISSING_IMAGE, f"no file {source}") from error
+        raise RecordError(DropReason.MISSING_IMAGE, f"no file {source!s:.200}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RecordError(DropReason.IMAGE_TOO_LARGE, f"{_name(source)}: {error}; shrink it") from error
-    except Exception as error:  # see open_image
+    except Exception as error:  # see _decode
+        raise _corrupt(source, error) from error
+    with image:
+        yield image
+
+
+def _decode(image: Image.Image, source: ImageSource) -> None:
+    try:
+        image.load()
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         raise _corrupt(source, error) from error
 
 
@@ -164,7 +172,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low))
+        values = (values - low) * (255 / max(high - low, 1e-9))
     return Image.fromarray(np.round(values).astype(np.uint8))
 
 

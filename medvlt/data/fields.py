@@ -77,7 +77,7 @@ def options_field(value: object) -> dict[str, str]:
                 f"`options` must hold a JSON object of different labels to texts, got {value!r:.80}",
             )
         value = parsed
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return {}
     if not isinstance(value, Mapping):
         raise RecordError(

@@ -28,7 +28,7 @@ TOKEN_SIDE = 28
 """Side in pixels of the square that becomes one token: patches of 14, merged 2 by 2."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageLimits:
     """Bounds on the area of a picture after sizing; the defaults are those of Qwen2.5-VL and of the reference.
 

@@ -144,11 +144,15 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
             sources.append(torch.arange(begin - 1, begin + length - 1))
             sources[-1][0] = end - 1
             segments.append(
-                Segment(at, begin + length) if len(group.completions) == 1 else Segment(begin, begin + length, prompt_index)
+                Segment(at, begin + length)
+                if len(group.completions) == 1
+                else Segment(begin, begin + length, prompt_index)
             )
             begin += length
         at = begin
-    completions = [(completion, weight) for g in groups for completion, weight in zip(g.completions, g.weights, strict=True)]
+    completions = [
+        (completion, weight) for g in groups for completion, weight in zip(g.completions, g.weights, strict=True)
+    ]
     pictures = [g.prompt for g in groups if g.prompt.pixel_values is not None]
     return PackedBatch(
         input_ids=torch.cat(ids)[None],

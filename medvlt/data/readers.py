@@ -111,7 +111,7 @@ class RecordReader:
         Raises:
             DataError: If there were no records, or too many were left out.
         """
-        dropped = tuple(sorted(self._dropped, key=lambda drop: drop.row))
+        dropped = tuple(self._dropped)
         report = ReadReport(self.source, self._read, self._read - len(dropped), dropped)
         if self.checks.drop_log is not None:
             report.write_drop_log(Path(self.checks.drop_log))
@@ -122,7 +122,8 @@ class RecordReader:
         if share > self.checks.max_drop_share or report.kept == 0:
             raise DataError(
                 f"{summary}, and max_drop_share={self.checks.max_drop_share} allows {self.checks.max_drop_share:.1%}. "
-                f"Commonest: {report.commonest(3)}. Correct the records or raise max_drop_share; drop_log=<file> lists all"
+                f"Commonest: {report.commonest(3)}. Correct the records or raise max_drop_share; drop_log=<file> lists "
+                "every one"
             )
         if dropped:
             logger.warning("%s. Commonest: %s", summary, report.commonest(3))
@@ -155,7 +156,7 @@ class RecordReader:
             except RecordError as error:
                 self._known_files[path] = error
         if (known := self._known_files[path]) is not None:
-            raise known
+            raise RecordError(known.reason, known.message)  # a fresh one: threads must not share a traceback
 
     @property
     def _decode(self) -> bool:

@@ -92,7 +92,9 @@ class SampleSet(Sequence[Sample]):
             report: Report of the new set; by default this set's own.
         """
         view = View(self, indices)
-        return SampleSet(view, report or replace(self.report, kept=len(view)), uids=[self.uids[i] for i in view.indices])
+        return SampleSet(
+            view, report or replace(self.report, kept=len(view)), uids=[self.uids[i] for i in view.indices]
+        )
 
 
 class View(Sequence[Sample]):

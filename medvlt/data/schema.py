@@ -66,7 +66,7 @@ def sample_uid(
 
     Example:
         >>> sample_uid("toy", 7, "Is it?", {"A": "yes", "B": "no"}, "yes")
-        'toy:7:20594dd4'
+        'toy:7:2dd8b609'
     """
     wording = json.dumps([question, list(options.items()), answer], ensure_ascii=False)
     digest = hashlib.sha256(wording.encode("utf-8", "surrogatepass")).hexdigest()
@@ -121,15 +121,14 @@ def parse_record(record: Record, *, dataset_name: str | None, row: int, open_que
 def to_record(sample: Sample) -> dict[str, Any]:
     """Returns the stored form of a sample; `parse_record` gives the sample back.
 
-    Options become a JSON string with their order and their letters outside ASCII kept. Pictures stay what they are (path,
-    bytes or decoded): how they are stored is the writer's affair. No pictures are null, as in the published sets.
+    Options become a JSON string with their order and their letters outside ASCII kept. Pictures stay what they are
+    (path, bytes or decoded): how they are stored is the writer's affair. No pictures are null, as in the published
+    sets.
     """
     record: dict[str, Any] = {field: getattr(sample, field) for field in FIELDS}
     record["images"] = list(sample.images) or None
     record["options"] = json.dumps(dict(sample.options), ensure_ascii=False)
-    content_uid = sample_uid(
-        sample.dataset_name, sample.dataset_index, sample.question, sample.options, sample.answer
-    )
+    content_uid = sample_uid(sample.dataset_name, sample.dataset_index, sample.question, sample.options, sample.answer)
     if sample.uid != content_uid:
         record[UID_COLUMN] = sample.uid
     return record | {key: value for key, value in sample.extra.items() if key not in FIELDS}
@@ -139,9 +138,7 @@ def _is_null(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _label_and_answer(
-    options: Mapping[str, str], label: str | None, answer: str | None
-) -> tuple[str | None, str]:
+def _label_and_answer(options: Mapping[str, str], label: str | None, answer: str | None) -> tuple[str | None, str]:
     if label is not None:
         label = label.strip()
         if label not in options:
@@ -190,9 +187,7 @@ def _image(item: object) -> ImageSource:
         return Path(item)
     if isinstance(item, bytes | Path | Image.Image):
         return item
-    raise RecordError(
-        DropReason.BAD_FIELD, f"a picture must be a path, bytes or a decoded picture, got {item!r:.80}"
-    )
+    raise RecordError(DropReason.BAD_FIELD, f"a picture must be a path, bytes or a decoded picture, got {item!r:.80}")
 
 
 def _packed(value: object) -> dict[str, Any]:

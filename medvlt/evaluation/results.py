@@ -61,7 +61,9 @@ def read_results(path: Path) -> list[BenchmarkResult]:
         names = BenchmarkResult.__dataclass_fields__
         return [BenchmarkResult(**{name: row[name] for name in names}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"expected a results file written by callbacks.ResultsTable at {path}, got: {error!r}") from error
+        raise DataError(
+            f"expected a results file written by callbacks.ResultsTable at {path}, got: {error!r}"
+        ) from error
 
 
 def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""From a completion to a verdict (`grade`), and from a verdict to a number (`base`)."""

@@ -49,6 +49,11 @@ class Bands:
         low = self.cuts[index - 1] if index else self.first
         return low, self.cuts[index] - 1 if index < len(self.cuts) else self.last
 
+    def place(self, value: int) -> tuple[int, int]:
+        """Returns the index of the class of `value`, and the rank of `value` in it, from 0."""
+        index = self.classify(value)
+        return index, value - self.edges(index)[0]
+
     def draw(self, rng: Random, index: int, difficulty: float) -> int:
         """Returns a value of class `index`: uniform at difficulty 0, mostly close to a cut-off at difficulty 1.
 
@@ -69,9 +74,19 @@ def decimal(value: int, decimals: int) -> str:
     return f"{value / 10**decimals:.{decimals}f}"
 
 
-def band_draft(bands: Bands, value: int, *, question: str, fact: str, key: str) -> Draft:
-    """Returns the question which class `value` belongs to."""
-    return Draft(question, fact, bands.words, bands.classify(value), bands.teacher_classify(value), key)
+def band_draft(bands: Bands, value: int, *, question: str, fact: str, key: str, one_input: bool = True) -> Draft:
+    """Returns the question which class `value` belongs to.
+
+    Args:
+        bands: The classes.
+        value: In units of the last decimal.
+        question: The stem.
+        fact: What the trace states before the class.
+        key: See `Draft`.
+        one_input: Whether the question gives `value` itself, and not several numbers that lead to it.
+    """
+    truth, guess = bands.classify(value), bands.teacher_classify(value)
+    return Draft(question, fact, bands.words, truth, guess, key, bands.place(value) if one_input else None)
 
 
 def number_draft(
@@ -84,6 +99,7 @@ def number_draft(
     slips: Sequence[int],
     spread: int,
     key: str,
+    place: tuple[int, int] | None = None,
 ) -> Draft:
     """Returns a question whose options are numbers: 4 of them, 5 from difficulty 0.75 on.
 
@@ -95,7 +111,8 @@ def number_draft(
         value: The right number, above 0.
         slips: Numbers that common mistakes lead to, the commonest first; the simulated teacher makes the first one.
         spread: Step of the filling numbers around `value`.
-        key: Values that decide the split.
+        key: See `Draft`.
+        place: See `Draft`.
     """
     count = MAX_OPTIONS if difficulty >= 0.75 else MAX_OPTIONS - 1
     choices = [value]
@@ -107,4 +124,4 @@ def number_draft(
         filler = value + spread * rng.choice((-4, -3, -2, -1, 1, 2, 3, 4))
         if filler > 0 and filler not in choices:
             choices.append(filler)
-    return Draft(question, fact, tuple(map(str, choices)), 0, guess, key)
+    return Draft(question, fact, tuple(map(str, choices)), 0, guess, key, place)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import product
 from random import Random
 
-from medvlt.data.phantom.bands import NUMERIC_FROM, Bands, band_draft, number_draft
+from medvlt.data.phantom.bands import NUMERIC_FROM, Bands, band_draft, decimal, number_draft
 from medvlt.data.phantom.draft import Draft, between
 from medvlt.data.phantom.thresholds import HEART_RATE
 
@@ -21,9 +21,14 @@ COMA = Bands(("severe", "moderate", "mild"), 3, (9, 13), 15, teacher_cuts=(8, 14
 RR_INTERVAL = Bands(("tachycardia", "normal", "bradycardia"), 33, (60, 101), 150, teacher_cuts=(67, 121))
 SHOCK_WORDS = FLUID_WORDS = ("below", "above")
 
-_COMA_SCORES: dict[int, list[tuple[int, int, int]]] = {}
-for _eye, _verbal, _motor in product(range(1, 5), range(1, 6), range(1, 7)):
-    _COMA_SCORES.setdefault(_eye + _verbal + _motor, []).append((_eye, _verbal, _motor))
+_COMA_SCORES = [
+    sorted(
+        (scores for scores in product(range(1, 5), range(1, 6), range(1, 7)) if COMA.classify(sum(scores)) == index),
+        key=sum,
+    )
+    for index in range(3)
+]
+"""For every class, its combinations of (eye, verbal, motor)."""
 
 
 def arterial_pressure(rng: Random, pick: int, difficulty: float) -> Draft:
@@ -39,7 +44,7 @@ def arterial_pressure(rng: Random, pick: int, difficulty: float) -> Draft:
     key = f"{systolic}/{diastolic}"
     question = f"Blood pressure {key}: mean pressure?"
     if difficulty < NUMERIC_FROM:
-        return band_draft(ARTERIAL_PRESSURE, mean, question=question, fact=f"mean {mean} is", key=key)
+        return band_draft(ARTERIAL_PRESSURE, mean, question=question, fact=f"mean {mean} is", key=key, one_input=False)
     slips = ((systolic + diastolic) // 2, (2 * systolic + diastolic) // 3, pulse_pressure)
     return number_draft(rng, difficulty, question=question, fact="mean is", value=mean, slips=slips, spread=4, key=key)
 
@@ -57,7 +62,7 @@ def anion_gap(rng: Random, pick: int, difficulty: float) -> Draft:
     key = f"{sodium} {chloride} {bicarbonate}"
     question = f"Na {sodium}, Cl {chloride}, HCO3 {bicarbonate}: anion gap?"
     if difficulty < NUMERIC_FROM:
-        return band_draft(ANION_GAP, gap, question=question, fact=f"gap {gap} is", key=key)
+        return band_draft(ANION_GAP, gap, question=question, fact=f"gap {gap} is", key=key, one_input=False)
     slips = (sodium - chloride, gap + 4, sodium - chloride + bicarbonate)
     return number_draft(rng, difficulty, question=question, fact="gap is", value=gap, slips=slips, spread=3, key=key)
 
@@ -69,15 +74,17 @@ def rr_interval(rng: Random, pick: int, difficulty: float) -> Draft:
     of 90 and 50; his slip with numbers is 50 / interval.
     """
     value = RR_INTERVAL.draw(rng, pick % 3, difficulty)
-    rate, key = round(6000 / value), f"{value / 100:.2f}"
+    rate, key, place = round(6000 / value), decimal(value, 2), RR_INTERVAL.place(value)
     question = f"Regular rhythm, RR interval {key} s?"
     if difficulty < NUMERIC_FROM:
         # The words in the order of the heart-rate family, slow to fast.
         truth, guess = 2 - RR_INTERVAL.classify(value), 2 - RR_INTERVAL.teacher_classify(value)
-        return Draft(question, f"rate {rate} is", HEART_RATE.words, truth, guess, key)
+        return Draft(question, f"rate {rate} is", HEART_RATE.words, truth, guess, key, place)
     slips = (round(5000 / value), value)
     question = f"Regular rhythm, RR interval {key} s: rate per minute?"
-    return number_draft(rng, difficulty, question=question, fact="rate is", value=rate, slips=slips, spread=9, key=key)
+    return number_draft(
+        rng, difficulty, question=question, fact="rate is", value=rate, slips=slips, spread=9, key=key, place=place
+    )
 
 
 def coma_score(rng: Random, pick: int, difficulty: float) -> Draft:
@@ -87,18 +94,23 @@ def coma_score(rng: Random, pick: int, difficulty: float) -> Draft:
     teacher calls 8 and 13 moderate; his slip with numbers adds one point.
     """
     index = pick % 3
-    if difficulty < NUMERIC_FROM:  # uniform over the combinations of the class, so that no sum is rare
-        low, high = COMA.edges(index)
-        eye, verbal, motor = rng.choice([scores for total in range(low, high + 1) for scores in _COMA_SCORES[total]])
-    else:
-        eye, verbal, motor = rng.choice(_COMA_SCORES[COMA.draw(rng, index, difficulty)])
+    rank = rng.randrange(len(_COMA_SCORES[index]))
+    eye, verbal, motor = _COMA_SCORES[index][rank]
     total, key = eye + verbal + motor, f"{eye} {verbal} {motor}"
-    question = f"Head injury, eye {eye}, verbal {verbal}, motor {motor}?"
+    question = f"Head injury, eye {eye}, verbal {verbal}, motor {motor}"
     if difficulty < NUMERIC_FROM:
-        return band_draft(COMA, total, question=question, fact=f"score {total} is", key=key)
-    question = f"Head injury, eye {eye}, verbal {verbal}, motor {motor}: coma score?"
+        guess = COMA.teacher_classify(total)
+        return Draft(f"{question}?", f"score {total} is", COMA.words, index, guess, key, (index, rank))
     return number_draft(
-        rng, difficulty, question=question, fact="score is", value=total, slips=(total + 1,), spread=1, key=key
+        rng,
+        difficulty,
+        question=f"{question}: coma score?",
+        fact="score is",
+        value=total,
+        slips=(total + 1,),
+        spread=1,
+        key=key,
+        place=(index, rank),
     )
 
 
@@ -132,9 +144,16 @@ def maintenance_fluids(rng: Random, pick: int, difficulty: float) -> Draft:
     if difficulty >= NUMERIC_FROM:
         slips = (4 * weight_kg, 40 + 2 * (weight_kg - 10), need + 10)
         question = f"Child of {weight_kg} kg: maintenance fluids per hour?"
-        key = str(weight_kg)
         return number_draft(
-            rng, difficulty, question=question, fact="need is", value=need, slips=slips, spread=6, key=key
+            rng,
+            difficulty,
+            question=question,
+            fact="need is",
+            value=need,
+            slips=slips,
+            spread=6,
+            key=str(weight_kg),
+            place=(0, weight_kg - 11),
         )
     above = pick % 2
     change = between(0.15, 0.05, difficulty) + 0.55 * rng.random() ** (1 + 3 * difficulty)

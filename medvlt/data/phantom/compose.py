@@ -57,7 +57,7 @@ def draft_at(settings: Settings, index: int) -> tuple[Modality, str, Draft]:
     pick = rng.getrandbits(30)
     for _ in range(_MOST_DRAWS):
         draft = FAMILIES[modality][family](rng, pick, settings.difficulty)
-        if split_of(f"{family} {draft.key}") == settings.split:
+        if split_of(family, draft.key, draft.place) == settings.split:
             return modality, family, draft
     raise RuntimeError(f"family {family!r} has no values in split {settings.split!r}: a bug, please report it")
 

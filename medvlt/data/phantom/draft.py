@@ -26,7 +26,9 @@ class Draft:
         choices: Option texts, 2 to 5, all different, in the natural order of the family.
         truth: Index of the right choice.
         guess: Index of the choice of the simulated teacher, who follows a rule of his own; often equal to `truth`.
-        key: The values behind the question as text. Equal values give equal keys; the key decides the split.
+        key: The values behind the question as text. Equal values give equal keys.
+        place: Where the values can be numbered: the answer, and the rank of the value among those with that answer. It
+            decides the split; if None, the key does.
         scene: What the picture shows; None for a question about text.
     """
 
@@ -36,6 +38,7 @@ class Draft:
     truth: int
     guess: int
     key: str
+    place: tuple[int, int] | None = None
     scene: Scene | None = None
 
 

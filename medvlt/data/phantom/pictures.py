@@ -21,7 +21,7 @@ NORMAL_HEARTS = (0.38, 0.47)
 
 
 def _draft(question: str, fact: str, choices: tuple[str, ...], truth: int, scene: Scene, guess: int = -1) -> Draft:
-    return Draft(question, fact, choices, truth, truth if guess < 0 else guess, repr(scene), scene)
+    return Draft(question, fact, choices, truth, truth if guess < 0 else guess, repr(scene), scene=scene)
 
 
 def _scene(
@@ -121,7 +121,9 @@ def present(rng: Random, pick: int, difficulty: float) -> Draft:
         x, y = point_in(rng, LUNGS[name], radius, avoid=heart(ratio))
         lesions = (Lesion(x, y, radius, _contrast(rng, difficulty)),)
     scene = _scene(rng, difficulty, "chest", lesions, ratio)
-    return _draft("Chest film: is there a nodule?", "nodule seen", ("no", "yes"), truth, scene, int(truth and not missed))
+    return _draft(
+        "Chest film: is there a nodule?", "nodule seen", ("no", "yes"), truth, scene, int(truth and not missed)
+    )
 
 
 def heart_size(rng: Random, pick: int, difficulty: float) -> Draft:

@@ -58,7 +58,7 @@ def bmi_class(rng: Random, pick: int, difficulty: float) -> Draft:
             break
     question = f"Adult, weight {weight_kg} kg, height {height_cm} cm: body mass index class?"
     fact = f"index {decimal(value, 1)} is"
-    return band_draft(BMI, value, question=question, fact=fact, key=f"{weight_kg} {height_cm}")
+    return band_draft(BMI, value, question=question, fact=fact, key=f"{weight_kg} {height_cm}", one_input=False)
 
 
 def temperature(rng: Random, pick: int, difficulty: float) -> Draft:

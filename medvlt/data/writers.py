@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of samples to files that the sources read back: the same uids, texts and pictures.
+
+A picture that is a file or encoded bytes is stored byte by byte; a decoded one becomes a PNG, without loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from medvlt.data.files import replacing
+from medvlt.data.layout import TableLayout
+from medvlt.data.schema import PACKED_COLUMN, to_record
+from medvlt.errors import DataError
+from medvlt.types import ImageSource, Sample
+
+ROWS_PER_GROUP = 100
+"""Rows of one Parquet row group: few, since pictures are large."""
+
+
+def write_jsonl(samples: Sequence[Sample], path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes one JSON object per line.
+
+    Pictures that lie in the file's folder are referred to; others go to the folder `{stem}_images` beside the file,
+    named by their content.
+
+    Raises:
+        DataError: If the file exists and may not be replaced, or cannot be written.
+    """
+    path = Path(path)
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            record = to_record(sample)
+            if sample.images:
+                record["images"] = [_beside(image, path) for image in sample.images]
+            file.write(_json(record, sample.uid) + "\n")
+
+
+def write_parquet(samples: Sequence[Sample], path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes one Parquet file with the pictures inside, as `datasets.Image`; the Hub shows it as it is.
+
+    Raises:
+        DataError: If the file exists and may not be replaced, or cannot be written.
+    """
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow.parquet import ParquetWriter  # type: ignore[import-untyped]
+
+    layout = TableLayout.of(samples)
+    schema = layout.features().arrow_schema
+    rows = (_row(sample, layout) for sample in samples)
+    with replacing(Path(path), overwrite=overwrite) as temporary, ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            try:
+                table = pyarrow.Table.from_pylist(group, schema=schema)
+            except (pyarrow.ArrowException, OverflowError) as error:
+                raise DataError(f"cannot store the samples in {path} as a table: {error}") from error
+            writer.write_table(table)
+
+
+def write_saved(samples: Sequence[Sample], path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes a folder that `datasets.load_from_disk` reads.
+
+    Raises:
+        DataError: If the folder exists and may not be replaced, or cannot be written.
+    """
+    import datasets
+
+    path = Path(path)
+    with replacing(path, overwrite=overwrite) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        rows = Path(scratch, "rows.parquet")
+        write_parquet(samples, rows)
+        datasets.Dataset.from_parquet(str(rows), cache_dir=scratch).save_to_disk(str(temporary))
+
+
+def encoded(image: ImageSource) -> bytes:
+    """Returns the encoded file of a picture: its own bytes where it has any, else a PNG."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Path):
+        return image.read_bytes()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _beside(image: ImageSource, path: Path) -> str:
+    folder = path.parent.resolve()
+    if isinstance(image, Path) and image.resolve().is_relative_to(folder):
+        return image.resolve().relative_to(folder).as_posix()
+    content = encoded(image)
+    suffix = image.suffix if isinstance(image, Path) else _suffix(content)
+    target = folder / f"{path.stem}_images" / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    if not target.exists():
+        with replacing(target, overwrite=True) as temporary:
+            temporary.write_bytes(content)
+    return target.relative_to(folder).as_posix()
+
+
+def _suffix(content: bytes) -> str:
+    with Image.open(io.BytesIO(content)) as image:
+        return f".{(image.format or 'img').lower()}"
+
+
+def _row(sample: Sample, layout: TableLayout) -> dict[str, Any]:
+    record = to_record(sample)
+    if together := {key: record.pop(key) for key in list(record) if key in layout.packed}:
+        record[PACKED_COLUMN] = _json(together, sample.uid)
+    if sample.images:
+        record["images"] = [{"bytes": encoded(image), "path": None} for image in sample.images]
+    if layout.index_type == "string":
+        record["dataset_index"] = str(sample.dataset_index)
+    return record
+
+
+def _json(value: dict[str, Any], uid: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        raise DataError(f"sample {uid} has an extra value that JSON cannot hold: {error}; make it text") from error

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which option a text chooses, once it is known to be the answer part of a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from medvlt.rewards import parsing
+from medvlt.rewards.parsing import Token
+from medvlt.types import Reason
+
+_LIMIT = 32
+"""Answers of one kind that are compared with one another, counted from the end; keeps grading linear."""
+
+_YES = frozenset({"yes", "yeah", "yep", "true", "positive", "present", "affirmative"})
+_NO = frozenset({"no", "nope", "false", "negative", "absent"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text chooses: an option's label, or None with the reason why there is none."""
+
+    label: str | None
+    reason: Reason
+
+
+_AMBIGUOUS = Reading(None, Reason.AMBIGUOUS)
+_UNKNOWN = Reading(None, Reason.UNKNOWN_OPTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of a question, ready to be compared.
+
+    Attributes:
+        labels: Letter in capitals to the label as it is stored.
+        texts: Label, text as stored, and its tokens.
+        polarity: Label of the only option that says yes, and of the only one that says no; absent if not unique.
+        window: Characters of a statement that are read. Longer than any option with an explanation begun.
+    """
+
+    labels: dict[str, str]
+    texts: tuple[tuple[str, str, tuple[Token, ...]], ...]
+    polarity: dict[bool, str]
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One option named inside a statement; `label` is None for a letter that no option has."""
+
+    label: str | None
+    reason: Reason
+    end: int
+    closed: bool  # whether an answer may end here; if not, only another option may follow
+    followed: bool = True  # whether it may be the second of two answers: "(A) causes ..." may not
+
+
+@lru_cache(maxsize=4096)
+def prepare(items: tuple[tuple[str, str], ...]) -> Options:
+    """Returns the options, given as (label, text) pairs, ready to be compared."""
+    texts = tuple((label, text, parsing.tokenise(parsing.tidy(text))) for label, text in items)
+    polarity: dict[bool, str] = {}
+    for value, words in ((True, _YES), (False, _NO)):
+        matching = [label for label, _, tokens in texts if len(tokens) == 1 and tokens[0].text in words]
+        if len(matching) == 1:
+            polarity[value] = matching[0]
+    longest = max((len(text) for _, text in items), default=0)
+    return Options({label.strip().upper(): label for label, _ in items}, texts, polarity, 2 * longest + 300)
+
+
+def agree(readings: Iterable[Reading | None]) -> Reading | None:
+    """Returns the last reading, or AMBIGUOUS if an earlier one names something else. None is not a reading."""
+    last: Reading | None = None
+    for reading in reversed([reading for reading in readings if reading is not None]):
+        last = last or reading
+        if reading.reason is Reason.AMBIGUOUS or (reading.label and reading.label != last.label):
+            return _AMBIGUOUS
+    return last
+
+
+def read_answer_blocks(blocks: Sequence[str], options: Options) -> Reading:
+    """Returns what the answer blocks choose together: the last one's option, if no other block contradicts it."""
+    distinct = list(dict.fromkeys(reversed(blocks)))[:_LIMIT]  # last one first
+    return agree(read_text(block, options) for block in reversed(distinct)) or _UNKNOWN
+
+
+def read_text(text: str, options: Options) -> Reading | None:
+    r"""Returns what a text chooses, or None if it chooses nothing.
+
+    From strong to weak: the text is an option as a whole; `\boxed{}`; the last "the answer is"; "B is correct"; the
+    first or last line is an option. Within each kind, two different answers are AMBIGUOUS, unless words such as "wait"
+    or "therefore" stand between two declarations: then the later one holds.
+    """
+    text = text.strip()
+    whole = _whole(text, options)
+    if whole is not None:
+        return whole
+    boxed = [box for box in parsing.boxes(text, _LIMIT) if box.strip()]
+    reading = agree(read_statement(box, options) for box in boxed) or _declared(text, options)
+    if reading is None:
+        letters = parsing.declared_after(text, _LIMIT)
+        labels = (options.labels.get(letter) for letter in letters)
+        reading = agree(Reading(label, Reason.LABEL) for label in labels if label)
+    if reading is None:
+        reading = _undeclared(text, options)
+    return reading or (_UNKNOWN if boxed or _declares(text) else None)
+
+
+def read_statement(text: str, options: Options) -> Reading | None:
+    """Returns the option named at the head of a statement such as "(B) Aspirin, because ...", or None.
+
+    AMBIGUOUS if it goes on with another option ("A or B", "A, B"), or if label and text are those of two options.
+    """
+    text = parsing.tidy(text[: options.window].strip())
+    tokens = parsing.tokenise(text)
+    lead, explicit = parsing.lead_end(text)
+    item = _item(text, tokens, 0, options) or _item(text, tokens, lead, options, explicit=explicit)
+    if item is None:
+        return None
+    items = [item]
+    while (start := parsing.skip_connector(text, items[-1].end)) > items[-1].end:
+        other = _item(text, tokens, start, options)
+        if other is None:
+            break
+        items.append(other)
+    if len(items) > 1 and not (items[-1].closed and items[-1].followed):
+        items.pop()  # the beginning of a longer phrase, not an answer
+    if not items[-1].closed:
+        return None
+    named = {item.label for item in items}
+    listed = all(item.reason is Reason.LABEL for item in items)
+    letters = parsing.alternatives(text, items[-1].end, listed=listed)
+    named |= {options.labels[letter] for letter in letters if letter in options.labels}
+    if len(named) > 1:
+        return _AMBIGUOUS
+    reasons = {item.reason for item in items}
+    return Reading(item.label, Reason.LABEL_AND_TEXT if len(reasons) > 1 else item.reason)
+
+
+def _whole(text: str, options: Options) -> Reading | None:
+    """Returns the option that the whole text is, as a label or as its text."""
+    if not text or len(text) > options.window:
+        return None
+    text = parsing.tidy(text)
+    if text.strip().upper() in options.labels:
+        return Reading(options.labels[text.strip().upper()], Reason.LABEL)
+    tokens = parsing.tokenise(text)
+    marked = parsing.marked_letter(text, 0).casefold()
+    matches = {
+        label
+        for label, raw, wanted in options.texts
+        if raw.casefold().startswith(marked) and wanted and _match(wanted, tokens) == len(tokens)
+    }
+    if len(matches) > 1:  # options that differ in case or punctuation alone
+        matches = {label for label, raw, _ in options.texts if label in matches and parsing.tidy(raw).strip() == text}
+    return Reading(matches.pop(), Reason.TEXT) if len(matches) == 1 else None
+
+
+def _declares(text: str) -> bool:
+    """Returns whether the text announces an answer, readable or not."""
+    return any(declaration.named for declaration in parsing.declarations(text, 1))
+
+
+def _declared(text: str, options: Options) -> Reading | None:
+    """Returns the answer that the last readable phrase such as "the answer is" announces."""
+    current: Reading | None = None
+    revised = False
+    for declaration in parsing.declarations(text, _LIMIT):
+        revised = revised or declaration.revises
+        line = text[declaration.end : declaration.end + options.window].partition("\n")[0]
+        reading = read_statement(line, options)
+        if reading is None:
+            continue
+        holds = current is None or revised or reading.label == current.label
+        current = reading if holds else _AMBIGUOUS
+        revised = False
+    return current
+
+
+def _undeclared(text: str, options: Options) -> Reading | None:
+    """Returns the option that is the first or the last line, if no other line names another."""
+    text = parsing.before_explanation(text).strip()
+    first, last = text.partition("\n")[0], text.rpartition("\n")[2]
+    readings = [read_statement(first, options), read_statement(last, options) if last is not first else None]
+    reading = agree(readings)
+    if reading is None or reading.label is None:
+        return reading
+    listed = {options.labels[letter] for letter in parsing.labelled_lines(text) if letter in options.labels}
+    return _AMBIGUOUS if listed - {reading.label} else reading
+
+
+def _match(wanted: Sequence[Token], found: Sequence[Token]) -> int:
+    """Returns how many of `found` the tokens `wanted` cover from its start, articles aside; 0 if they do not match."""
+    index = 0
+    for token in wanted:
+        while index < len(found) and found[index].text != token.text and found[index].droppable:
+            index += 1
+        if index < len(found) and found[index].text == token.text:
+            index += 1
+        elif not token.droppable:
+            return 0
+    return index
+
+
+def _text_item(text: str, tokens: Sequence[Token], position: int, options: Options) -> _Item | None:
+    """Returns the longest option text, or the yes/no synonym of an option, that stands at `position`."""
+    rest = [token for token in tokens if token.end > position]
+    if not rest:
+        return None
+    marked = parsing.marked_letter(text, rest[0].start).casefold()
+    texts = [entry for entry in options.texts if entry[1].casefold().startswith(marked)]
+    covered = {label: _match(wanted, rest) for label, _, wanted in texts}
+    longest = max(covered.values(), default=0)
+    labels = [label for label, count in covered.items() if count == longest]
+    if longest:
+        end = rest[longest - 1].end
+        label = labels[0]
+        if len(labels) > 1:  # options that differ in case or punctuation alone
+            raw = text[rest[0].start : end]
+            labels = [name for name, stored, _ in options.texts if name in labels and parsing.tidy(stored) == raw]
+            if len(labels) != 1:
+                return None
+            label = labels[0]
+        comma = label in options.polarity.values()
+        return _Item(label, Reason.TEXT, end, parsing.ends_text(text, end, comma=comma))
+    word = rest[0].text
+    synonym = options.polarity.get(word in _YES) if word in _YES or word in _NO else None
+    if synonym is None:
+        return None
+    return _Item(synonym, Reason.SYNONYM, rest[0].end, parsing.ends_text(text, rest[0].end, comma=True))
+
+
+def _item(
+    text: str, tokens: Sequence[Token], position: int, options: Options, *, explicit: bool = False
+) -> _Item | None:
+    """Returns the option named at `position`; `explicit` says that "option" or "choice" stands before it."""
+    named = _text_item(text, tokens, position, options)
+    mark = parsing.label_at(text, position)
+    if mark is None or (named is not None and named.closed and named.end > mark.end):
+        return named
+    label = options.labels.get(mark.letter.upper())
+    body = parsing.skip_separator(text, mark.end)
+    own = _text_item(text, tokens, body, options) if body > mark.end else None
+    closed = own is not None and own.closed and own.reason is Reason.TEXT
+    if own is not None and closed and own.label == label:
+        return _Item(label, Reason.LABEL_AND_TEXT, own.end, closed=True)
+    upper = mark.letter.isupper()
+    ends = mark.bracketed or parsing.ends_label(text, mark.end)
+    ends = ends or (upper and (parsing.is_tight(text, mark.end) or (explicit and text[mark.end : mark.end + 1] == " ")))
+    if upper and _is_species(parsing.abbreviated(text, mark.end), label, options):
+        return named
+    if not ends:
+        following = parsing.skip_connector(text, mark.end)
+        is_list = upper and following > mark.end and following < len(text)
+        return _Item(label, Reason.LABEL, mark.end, closed=False) if is_list and label else named
+    if parsing.is_refuted(text, body):
+        return None
+    if label is None:
+        alone = not text[mark.end :].strip(" .)]}\"':!?")
+        return _Item(None, Reason.UNKNOWN_OPTION, mark.end, closed=True) if alone else named
+    followed = not mark.bracketed or parsing.ends_label(text, mark.end)
+    return _Item(label, Reason.LABEL, mark.end, closed=True, followed=followed)
+
+
+def _is_species(word: str | None, label: str | None, options: Options) -> bool:
+    """Returns whether the word after "C." belongs to another option only: then it is "C. difficile", not label C."""
+    owners = {name for name, _, tokens in options.texts if word in {token.text for token in tokens}}
+    return bool(owners) and label not in owners

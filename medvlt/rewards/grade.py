@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one grader: reward, difficulty probing, validation and evaluation all call `grade`."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+from medvlt.errors import ConfigurationError
+from medvlt.rewards import parsing, reference
+from medvlt.rewards.choice import prepare, read_answer_blocks, read_text
+from medvlt.types import Reason, Sample, Verdict
+
+GradePolicy: TypeAlias = Literal["robust", "reference_reward", "reference_eval", "reference_regrade"]
+"""Which rules decide; see `grade`."""
+
+GRADER_VERSION = "1"
+"""Raised by one whenever a rule changes, so that stored verdicts can be told apart."""
+
+_REFERENCE = {
+    "reference_reward": reference.grade_reward,
+    "reference_eval": reference.grade_eval,
+    "reference_regrade": reference.grade_regrade,
+}
+
+
+def grade(text: str, sample: Sample, *, policy: GradePolicy = "robust", truncated: bool = False) -> Verdict:
+    r"""Grades one completion against its multiple-choice question.
+
+    The robust policy reads the last answer outside the thinking part: answer tags if there are any, else `\boxed{}`,
+    else the last phrase such as "the answer is (B)", else a first or last line that is an option. It accepts labels in
+    the usual dress, option texts apart from case, punctuation and articles, and yes/no synonyms. It never credits part
+    of a word, an answer inside the thinking part, a truncated completion, or two different answers.
+
+    The three `reference_*` policies reproduce the graders of the MedVLThinker reference, defects included
+    (`medvlt.rewards.reference`); they do not look at `truncated`.
+
+    Args:
+        text: The completion, special tokens left out. Any string; the work is linear in its length.
+        sample: The question. Without options, the robust policy gives OPEN_QUESTION.
+        policy: The rules. `format_ok` follows them too: exactly one thinking and one answer block, in this order, with
+            white space around them at most (robust), or the looser gate of the reference.
+        truncated: Whether the completion ended at its token limit.
+
+    Returns:
+        The verdict. `format_ok` does not depend on the answer, nor on `truncated`.
+
+    Raises:
+        ConfigurationError: If `policy` is none of the known ones.
+
+    Example:
+        >>> sample = Sample("1", "Which drug?", {"A": "Aspirin", "B": "Heparin"}, "B", "Heparin")
+        >>> grade("<think> clot </think>\n<answer> (b) heparin. </answer>", sample).correct
+        True
+        >>> grade("The answer is A or B.", sample).reason
+        <Reason.AMBIGUOUS: 'ambiguous'>
+    """
+    if policy == "robust":
+        label, reason = _robust(text, sample, truncated=truncated)
+        correct = label is not None and label == sample.answer_label
+        return Verdict(correct, label, parsing.has_format(text), reason, GRADER_VERSION)
+    if policy not in _REFERENCE:
+        known = ", ".join(get_args(GradePolicy))
+        raise ConfigurationError(f"expected one of the grading policies {known}; got {policy!r}; use one of these")
+    correct, label, reason = _REFERENCE[policy](text, sample)
+    return Verdict(correct, label, parsing.has_reference_format(text), reason, GRADER_VERSION)
+
+
+def _robust(text: str, sample: Sample, *, truncated: bool) -> tuple[str | None, Reason]:
+    if not sample.options:
+        return None, Reason.OPEN_QUESTION
+    if truncated:
+        return None, Reason.TRUNCATED
+    if not text.strip():
+        return None, Reason.EMPTY
+    visible = parsing.visible_text(text)
+    if visible is None:
+        return None, Reason.TRUNCATED
+    options = prepare(tuple(sample.options.items()))
+    blocks = parsing.answer_blocks(visible)
+    filled = [block for block in blocks if block.strip()]
+    if filled:
+        reading = read_answer_blocks(filled, options)
+        return reading.label, reading.reason
+    prose = parsing.without_answer_tags(visible)
+    if blocks and not prose.strip():
+        return None, Reason.EMPTY
+    found = read_text(prose, options)
+    return (found.label, found.reason) if found else (None, Reason.NO_ANSWER)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import Environment
+
+from medvlt.data.prompts import PRESETS, PromptTemplate, chat_messages
+from medvlt.errors import ConfigurationError, DataError
+from medvlt.types import Sample
+
+SAMPLE = Sample(
+    uid="toy:0:0",
+    question="Is the heart enlarged?",
+    options={"A": "yes", "B": "no"},
+    answer_label="B",
+    answer="no",
+    reasoning=" The ratio is {0.4}. \n",
+)
+
+
+def test_reference_bytes() -> None:
+    expected = (
+        b"You will solve a problem/request. You should provide your thoughts within <think> </think> tags before "
+        b"providing the answer.\x5cnWrite your final answer within <answer> </answer> tags.\x0a\x0a"
+        b"Question: Is the heart enlarged?\x0a\x0aOptions:\x0a\x0aA. yes\x0a\x0aB. no"
+    )
+    assert PromptTemplate().prompt_text(SAMPLE).encode() == expected
+    # of INSTRUCTION_PROMPT in eval/run_offline_inference.py of UCSC-VLAA/MedVLThinker at a3163b1
+    digest = hashlib.sha256(PromptTemplate().instruction.encode()).hexdigest()
+    assert digest == "948ae0f69a0391e1028ecfffa15fd35a792e81757631d9bc88833a7b50411b52"
+
+
+def test_presets() -> None:
+    reference, clean = PRESETS["reference"].prompt_text(SAMPLE), PRESETS["clean"].prompt_text(SAMPLE)
+    assert clean == reference.replace("\\n", "\n")
+    assert clean != reference
+    assert PRESETS["plain"].prompt_text(SAMPLE) == "Is the heart enlarged?\nA yes\nB no"
+    assert PromptTemplate.named("clean") is PRESETS["clean"]
+    with pytest.raises(ConfigurationError, match="reference, clean, plain"):
+        PromptTemplate.named("klean")
+
+
+def test_target() -> None:
+    target = PromptTemplate().target_text(SAMPLE)
+    assert target == "<think> The ratio is {0.4}. </think>\n<answer> B </answer>"
+
+
+def test_target_follows_the_teacher() -> None:
+    taught = Sample(**{**fields(SAMPLE), "extra": {"teacher_label": "A"}})
+    assert PromptTemplate().target_text(taught).endswith("<answer> A </answer>")
+
+
+def test_target_without_reasoning() -> None:
+    bare = Sample(**{**fields(SAMPLE), "reasoning": None})
+    assert PromptTemplate().target_text(bare) == "<answer> B </answer>"
+    with pytest.raises(DataError, match="toy:0:0"):
+        PromptTemplate(answer_only_format=None).target_text(bare)
+
+
+def test_open_question() -> None:
+    question = Sample(**{**fields(SAMPLE), "options": {}, "answer_label": None})
+    assert PromptTemplate().prompt_text(question).endswith("\n\nQuestion: Is the heart enlarged?")
+    assert PromptTemplate().target_text(question).endswith("<answer> no </answer>")
+
+
+def fields(sample: Sample) -> dict[str, object]:
+    return {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
+
+
+@given(st.text(), st.text())
+def test_texts_come_through_unchanged(question: str, option: str) -> None:
+    sample = Sample(**{**fields(SAMPLE), "question": question, "options": {"A": option, "B": "no"}})
+    assert PRESETS["plain"].prompt_text(sample) == f"{question}\nA {option}\nB no"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("option_format", "{label}"),
+        ("option_format", "{label} {text} {more}"),
+        ("option_format", "{label} {text"),
+        ("target_format", "<answer> {label} </answer>"),
+        ("answer_only_format", "yes"),
+        ("answer_only_format", "{}"),
+    ],
+)
+def test_layout_is_checked_at_once(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        PromptTemplate(**{name: value})
+
+
+def test_messages_render_as_the_reference_did(shared_data: Path) -> None:
+    source = json.loads((shared_data / "qwen2_5_vl_tokenizer" / "chat_template.json").read_text())["chat_template"]
+    template = Environment().from_string(source)
+    two = Sample(**{**fields(SAMPLE), "images": (b"1", b"2")})
+    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert template.render(messages=chat_messages(PromptTemplate(), two), add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        f"{picture}{picture}{PromptTemplate().prompt_text(two)}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    own = PromptTemplate(system="Be brief.")
+    assert template.render(messages=chat_messages(own, SAMPLE)) == (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{own.prompt_text(SAMPLE)}<|im_end|>\n"
+    )
