@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.benchmarks import BenchmarkDataModule
+from datamodules.loader import ResumableLoader
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.options import shuffle_options
 from medvlt.data.packing import Group, PackedBatch, balance, pack
@@ -118,17 +118,9 @@ class SFTDataModule(BenchmarkDataModule):
             self._samples, self._plan, self.encoder, self.loss_reduction, self.max_length, ranks, rank,
             self.seed if self.shuffle_options else None,
         )  # fmt: skip
-        sampler = EpochSampler(dataset)
-        if trainer:  # on resume Lightning asks for the iterator before it sets the epoch
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
-        return StatefulDataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            generator=torch.Generator().manual_seed(self.seed),  # else the loader draws from the global generator
-            pin_memory=torch.cuda.is_available(),
-        )
+        # on resume Lightning asks for the iterator before it sets the epoch
+        epoch = trainer.fit_loop.epoch_progress.current.processed if trainer else 0
+        return ResumableLoader(dataset, epoch=epoch, seed=self.seed, num_workers=self.num_workers)
 
 
 def measure(samples: Sequence[Sample], encoder: PromptEncoder, *, max_length: int) -> dict[int, tuple[int, int]]:
@@ -255,17 +247,3 @@ class MicroBatches(Dataset[PackedBatch]):
         if self.shuffle_seed is not None:
             sample = shuffle_options(sample, self.shuffle_seed + epoch)
         return sample, sample.uid, self.encoder.encode_target(sample)
-
-
-class EpochSampler(DistributedSampler[PackedBatch]):
-    """Yields (epoch, number) for every micro-batch of this rank, in order.
-
-    It is a DistributedSampler only so that Lightning leaves it in place and tells it the epoch. The epoch travels in
-    the key, so worker processes never hold a stale one.
-    """
-
-    def __init__(self, dataset: MicroBatches) -> None:
-        super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        return ((self.epoch, number) for number in range(len(self)))

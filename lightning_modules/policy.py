@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from lightning_modules.resume import begin_next_epoch
 from lightning_modules.rollout import RolloutModule
 from medvlt.errors import ConfigurationError
 from medvlt.models.loading import Backbone, load_backbone
@@ -20,7 +21,8 @@ from medvlt.rewards.grade import GradePolicy
 class PolicyModule(RolloutModule):
     """Holds the policy; `SFTModule` and `GRPOModule` add a `training_step`.
 
-    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`.
+    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`,
+    `on_load_checkpoint`.
 
     Args:
         backbone: Which Qwen2.5-VL, and how to load it.
@@ -54,6 +56,10 @@ class PolicyModule(RolloutModule):
             self.parameters(), self.optimization, total_steps=self._total_optimizer_steps()
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Mends the loop state of a checkpoint written at the end of an epoch."""
+        begin_next_epoch(checkpoint)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Undoes the two means that surround a training step, so that a step adds up micro-batches and ranks.

@@ -36,7 +36,7 @@ class RolloutModule(LightningModule):
         self.benchmarks = nn.ModuleDict()
 
     def grade_batch(self, batch: PromptBatch) -> list[list[Verdict]]:
-        """Returns the verdicts of all completions, one list per question.
+        """Attaches the verdicts of all completions, one list per question, and returns them.
 
         Raises:
             MissingRolloutError: If no callback attached completions.
@@ -46,13 +46,14 @@ class RolloutModule(LightningModule):
                 "the batch has no completions: add callbacks.RolloutCallback to trainer.callbacks (in YAML: "
                 "`- class_path: RolloutCallback`)"
             )
-        return [
+        batch.verdicts = [
             [
                 grade(c.text, group.sample, policy=self.grader, truncated=c.finish_reason == "length")
                 for c in group.completions
             ]
             for group in batch.groups
         ]
+        return batch.verdicts
 
     def on_validation_epoch_start(self) -> None:
         """Clears the counts."""
@@ -70,9 +71,10 @@ class RolloutModule(LightningModule):
         """Counts the verdicts of one batch."""
         self._count(batch)
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[list[Verdict]]:
-        """Returns the verdicts of one batch; the completions are on the batch."""
-        return self.grade_batch(batch)
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> PromptBatch:
+        """Returns the batch with its completions and their verdicts."""
+        self.grade_batch(batch)
+        return batch
 
     def on_validation_epoch_end(self) -> None:
         """Logs the counts of all ranks."""

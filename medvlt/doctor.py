@@ -17,7 +17,7 @@ from pathlib import Path
 
 from medvlt.paths import SIBLINGS, foreign_location
 
-REQUIRED = ("lightning", "transformers", "peft", "torchmetrics", "torchdata", "datasets", "jsonargparse", "safetensors")
+REQUIRED = ("lightning", "transformers", "peft", "torchmetrics", "datasets", "jsonargparse", "safetensors")
 """Without these `medvlt fit` cannot run. `torch` has a check of its own."""
 
 REPAIR = "in a checkout: make env; else: pip install --upgrade medvlt"

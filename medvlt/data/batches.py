@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medvlt.types import RolloutGroup, Sample
+from medvlt.types import RolloutGroup, Sample, Verdict
 
 
 @dataclass
@@ -19,11 +19,13 @@ class PromptBatch:
         benchmark: Name under which the results are reported.
         samples: The questions.
         groups: One group of completions per question, in the same order; None before they are sampled.
+        verdicts: One verdict per completion, by question; None before they are graded.
     """
 
     benchmark: str
     samples: Sequence[Sample]
     groups: list[RolloutGroup] | None = None
+    verdicts: list[list[Verdict]] | None = None
 
     def to(self, device: torch.device, **kwargs: object) -> PromptBatch:
         """Returns itself: it holds no tensors. Lightning calls this."""

@@ -151,8 +151,7 @@ class PromptEncoder:
             return EncodedPrompt(token_ids, positions)
         pixels = self.image_processor(
             images=self.pictures(sample),
-            min_pixels=self.images.min_pixels,
-            max_pixels=self.images.max_pixels,
+            size={"shortest_edge": self.images.min_pixels, "longest_edge": self.images.max_pixels},  # areas, in fact
             return_tensors="pt",
         )
         if pixels["image_grid_thw"].tolist() != [list(grid) for grid in grids]:

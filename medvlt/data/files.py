@@ -35,7 +35,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(path)  # a folder cannot be replaced in one move
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
+        raise DataError(f"cannot write {path}: {error}; check that the folder may be written and has space") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image
@@ -34,17 +35,19 @@ class ImageLimits:
 
     Args:
         min_pixels: Smallest area in pixels; one token is 28 x 28 = 784 of them.
-        max_pixels: Largest area in pixels. Some multiple of 784 must lie between the two.
+        max_pixels: Largest area in pixels. Some grid of tokens must lie between the two; the wider the gap, the less
+            an aspect ratio has to give.
     """
 
     min_pixels: int = 4 * 28 * 28
     max_pixels: int = 16_384 * 28 * 28
 
     def __post_init__(self) -> None:
-        if self.min_pixels < 1 or self.min_tokens > self.max_tokens:
+        if self.min_pixels < 1 or not any(True for _ in _grids(self)):
             raise ConfigurationError(
-                "expected 1 <= min_pixels <= k * 784 <= max_pixels for some whole k (a token covers 28 x 28 pixels), "
-                f"got min_pixels={self.min_pixels}, max_pixels={self.max_pixels}; give both as multiples of 784"
+                "expected 1 <= min_pixels <= rows * columns * 784 <= max_pixels for some grid of tokens (28 x 28 pixels"
+                f" each, at most 1:{MAX_ASPECT}), got min_pixels={self.min_pixels}, max_pixels={self.max_pixels}; give "
+                "both as multiples of 784 with room between them"
             )
 
     @property
@@ -113,10 +116,17 @@ def _round_to_grid(width: int, height: int, limits: ImageLimits) -> tuple[int, i
 def _nearest_grid(aspect: float, limits: ImageLimits) -> tuple[int, int]:
     """Returns the size within the limits whose aspect ratio is nearest by factor; of equals, the largest."""
     best = (math.inf, 0, 0, 0)
-    for rows in range(1, limits.max_tokens + 1):
-        fewest, most = -(-limits.min_tokens // rows), limits.max_tokens // rows
-        if fewest <= most:
-            columns = min(max(round(aspect * rows), fewest), most)
-            distance = abs(math.log(columns / rows / aspect))
-            best = min(best, (distance, -columns * rows, columns, rows))
+    for rows, fewest, most in _grids(limits):
+        columns = min(max(round(aspect * rows), fewest), most)
+        distance = abs(math.log(columns / rows / aspect))
+        best = min(best, (distance, -columns * rows, columns, rows))
     return best[2] * TOKEN_SIDE, best[3] * TOKEN_SIDE
+
+
+def _grids(limits: ImageLimits) -> Iterator[tuple[int, int, int]]:
+    """Yields (rows, fewest columns, most columns) for every number of rows that the limits allow."""
+    for rows in range(1, limits.max_tokens + 1):
+        fewest = max(-(-limits.min_tokens // rows), -(-rows // MAX_ASPECT))
+        most = min(limits.max_tokens // rows, rows * MAX_ASPECT)
+        if fewest <= most:
+            yield rows, fewest, most

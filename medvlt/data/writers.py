@@ -94,8 +94,8 @@ def encoded(image: ImageSource) -> bytes:
 
 def _beside(image: ImageSource, path: Path) -> str:
     folder = path.parent.resolve()
-    if isinstance(image, Path) and image.resolve().is_relative_to(folder):
-        return image.resolve().relative_to(folder).as_posix()
+    if isinstance(image, Path) and (real := image.resolve(strict=True)).is_relative_to(folder):
+        return real.relative_to(folder).as_posix()
     content = encoded(image)
     suffix = image.suffix if isinstance(image, Path) else _suffix(content)
     target = folder / f"{path.stem}_images" / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -82,9 +82,10 @@ def agree(readings: Iterable[Reading | None]) -> Reading | None:
 
 
 def read_answer_blocks(blocks: Sequence[str], options: Options) -> Reading:
-    """Returns what the answer blocks choose together: the last one's option, if no other block contradicts it."""
+    """Returns what the last of the blocks chooses, if no other one chooses differently. At least one block."""
     distinct = list(dict.fromkeys(reversed(blocks)))[:_LIMIT]  # last one first
-    return agree(read_text(block, options) for block in reversed(distinct)) or _UNKNOWN
+    readings = [read_text(block, options) for block in reversed(distinct)]
+    return (agree(readings) if readings[-1] else None) or _UNKNOWN
 
 
 def read_text(text: str, options: Options) -> Reading | None:
@@ -109,15 +110,15 @@ def read_text(text: str, options: Options) -> Reading | None:
     return reading or (_UNKNOWN if boxed or _declares(text) else None)
 
 
-def read_statement(text: str, options: Options) -> Reading | None:
+def read_statement(text: str, options: Options, *, strict: bool = False) -> Reading | None:
     """Returns the option named at the head of a statement such as "(B) Aspirin, because ...", or None.
 
     AMBIGUOUS if it goes on with another option ("A or B", "A, B"), or if label and text are those of two options.
+    With `strict`, the sentence must end with the answer, but for a reason.
     """
     text = parsing.tidy(text[: options.window].strip())
     tokens = parsing.tokenise(text)
-    lead, explicit = parsing.lead_end(text)
-    item = _item(text, tokens, 0, options) or _item(text, tokens, lead, options, explicit=explicit)
+    item = _item(text, tokens, 0, options) or _item(text, tokens, parsing.skip_lead(text), options)
     if item is None:
         return None
     items = [item]
@@ -128,7 +129,7 @@ def read_statement(text: str, options: Options) -> Reading | None:
         items.append(other)
     if len(items) > 1 and not (items[-1].closed and items[-1].followed):
         items.pop()  # the beginning of a longer phrase, not an answer
-    if not items[-1].closed:
+    if not items[-1].closed or (strict and not parsing.ends_sentence(text, items[-1].end)):
         return None
     named = {item.label for item in items}
     listed = all(item.reason is Reason.LABEL for item in items)
@@ -142,21 +143,23 @@ def read_statement(text: str, options: Options) -> Reading | None:
 
 def _whole(text: str, options: Options) -> Reading | None:
     """Returns the option that the whole text is, as a label or as its text."""
-    if not text or len(text) > options.window:
+    if len(text) > options.window:
         return None
-    text = parsing.tidy(text)
-    if text.strip().upper() in options.labels:
-        return Reading(options.labels[text.strip().upper()], Reason.LABEL)
+    text = parsing.tidy(text).strip()
+    if text.upper() in options.labels:
+        return Reading(options.labels[text.upper()], Reason.LABEL)
     tokens = parsing.tokenise(text)
     marked = parsing.marked_letter(text, 0).casefold()
-    matches = {
-        label
-        for label, raw, wanted in options.texts
-        if raw.casefold().startswith(marked) and wanted and _match(wanted, tokens) == len(tokens)
-    }
-    if len(matches) > 1:  # options that differ in case or punctuation alone
-        matches = {label for label, raw, _ in options.texts if label in matches and parsing.tidy(raw).strip() == text}
-    return Reading(matches.pop(), Reason.TEXT) if len(matches) == 1 else None
+    if tokens:
+        matches = {
+            label
+            for label, raw, wanted in options.texts
+            if raw.casefold().startswith(marked) and _match(wanted, tokens) == len(tokens)
+        }
+    else:  # nothing but punctuation, which some options are: "?", "-"
+        matches = {label for label, raw, _ in options.texts if text and parsing.tidy(raw).strip() == text}
+    label = _closest(matches, text, options)
+    return Reading(label, Reason.TEXT) if label else None
 
 
 def _declares(text: str) -> bool:
@@ -171,7 +174,7 @@ def _declared(text: str, options: Options) -> Reading | None:
     for declaration in parsing.declarations(text, _LIMIT):
         revised = revised or declaration.revises
         line = text[declaration.end : declaration.end + options.window].partition("\n")[0]
-        reading = read_statement(line, options)
+        reading = read_statement(line, options, strict=declaration.weak)
         if reading is None:
             continue
         holds = current is None or revised or reading.label == current.label
@@ -181,14 +184,16 @@ def _declared(text: str, options: Options) -> Reading | None:
 
 
 def _undeclared(text: str, options: Options) -> Reading | None:
-    """Returns the option that is the first or the last line, if no other line names another."""
+    """Returns the option that is the first or the last line, if the text lists no other."""
     text = parsing.before_explanation(text).strip()
     first, last = text.partition("\n")[0], text.rpartition("\n")[2]
     readings = [read_statement(first, options), read_statement(last, options) if last is not first else None]
     reading = agree(readings)
     if reading is None or reading.label is None:
         return reading
-    listed = {options.labels[letter] for letter in parsing.labelled_lines(text) if letter in options.labels}
+    own = next(raw for label, raw, _ in options.texts if label == reading.label)
+    letters = parsing.labels_in(text) - parsing.labels_in("; " + own)  # such as the option "C. difficile colitis"
+    listed = {options.labels[letter] for letter in letters if letter in options.labels}
     return _AMBIGUOUS if listed - {reading.label} else reading
 
 
@@ -205,6 +210,16 @@ def _match(wanted: Sequence[Token], found: Sequence[Token]) -> int:
     return index
 
 
+def _closest(labels: Collection[str], text: str, options: Options) -> str | None:
+    """Returns the one label, or of options equal but for case, punctuation and articles the one spelt like `text`."""
+    if len(labels) > 1:
+        spelt = {label: parsing.tidy(raw).strip() for label, raw, _ in options.texts if label in labels}
+        labels = [label for label, raw in spelt.items() if raw.casefold() == text.casefold()]
+        if len(labels) > 1:
+            labels = [label for label in labels if spelt[label] == text]
+    return next(iter(labels)) if len(labels) == 1 else None
+
+
 def _text_item(text: str, tokens: Sequence[Token], position: int, options: Options) -> _Item | None:
     """Returns the longest option text, or the yes/no synonym of an option, that stands at `position`."""
     rest = [token for token in tokens if token.end > position]
@@ -217,13 +232,9 @@ def _text_item(text: str, tokens: Sequence[Token], position: int, options: Optio
     labels = [label for label, count in covered.items() if count == longest]
     if longest:
         end = rest[longest - 1].end
-        label = labels[0]
-        if len(labels) > 1:  # options that differ in case or punctuation alone
-            raw = text[rest[0].start : end]
-            labels = [name for name, stored, _ in options.texts if name in labels and parsing.tidy(stored) == raw]
-            if len(labels) != 1:
-                return None
-            label = labels[0]
+        label = _closest(labels, text[rest[0].start : end], options)
+        if label is None:
+            return None
         comma = label in options.polarity.values()
         return _Item(label, Reason.TEXT, end, parsing.ends_text(text, end, comma=comma))
     word = rest[0].text
@@ -233,10 +244,8 @@ def _text_item(text: str, tokens: Sequence[Token], position: int, options: Optio
     return _Item(synonym, Reason.SYNONYM, rest[0].end, parsing.ends_text(text, rest[0].end, comma=True))
 
 
-def _item(
-    text: str, tokens: Sequence[Token], position: int, options: Options, *, explicit: bool = False
-) -> _Item | None:
-    """Returns the option named at `position`; `explicit` says that "option" or "choice" stands before it."""
+def _item(text: str, tokens: Sequence[Token], position: int, options: Options) -> _Item | None:
+    """Returns the option named at `position`, by its label, its text or both."""
     named = _text_item(text, tokens, position, options)
     mark = parsing.label_at(text, position)
     if mark is None or (named is not None and named.closed and named.end > mark.end):
@@ -248,8 +257,7 @@ def _item(
     if own is not None and closed and own.label == label:
         return _Item(label, Reason.LABEL_AND_TEXT, own.end, closed=True)
     upper = mark.letter.isupper()
-    ends = mark.bracketed or parsing.ends_label(text, mark.end)
-    ends = ends or (upper and (parsing.is_tight(text, mark.end) or (explicit and text[mark.end : mark.end + 1] == " ")))
+    ends = mark.bracketed or parsing.ends_label(text, mark.end) or (upper and parsing.is_tight(text, mark.end))
     if upper and _is_species(parsing.abbreviated(text, mark.end), label, options):
         return named
     if not ends:
@@ -259,7 +267,7 @@ def _item(
     if parsing.is_refuted(text, body):
         return None
     if label is None:
-        alone = not text[mark.end :].strip(" .)]}\"':!?")
+        alone = upper and not text[mark.end :].strip(" .)]}\"':!?")
         return _Item(None, Reason.UNKNOWN_OPTION, mark.end, closed=True) if alone else named
     followed = not mark.bracketed or parsing.ends_label(text, mark.end)
     return _Item(label, Reason.LABEL, mark.end, closed=True, followed=followed)

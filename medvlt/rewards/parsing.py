@@ -26,8 +26,8 @@ _FORWARD = re.compile(
         (?: [ ]\([^()\n]{{0,40}}\) )?
         (?: (?:[ \t]++(?!(?:{_NEGATION}|{_HEDGE}|is|was|be)\b)[\w-]++){{0,6}} [ \t]++ (?:is|was|be)\b
           | [ \t*_"]*+ (?: [:=→] | -+> | \n ) )
-      | \b (?: choose|chose|pick|select|go[ ]with|opt[ ]for|therefore|thus|hence|so(?=[ ]it)
-          | (?:think|believe)(?:[ ]that)? )\b
+      | \b (?: choose|chose|pick|select|go[ ]with|opt[ ]for
+          | (?P<weak> therefore|thus|hence|so(?=[ ]it) | (?:think|believe)(?:[ ]that)? ) )\b
         (?: [ ](?:it[ ]is|it[ ]must[ ]be|it['\u2019]s) )?
     )
     [\s*_:,]*+
@@ -42,7 +42,7 @@ _REVISION = re.compile(
 )
 _BACKWARD = re.compile(
     r"(?:^|[.,;:!?\n(][ ]{0,3}|\b(?i:option|choice|answer|letter|that|so|thus|hence|therefore)[ ])[*_(\[]{0,4}"
-    r"(?P<letter>[A-Z])[)\]*_.]{0,4}[ ](?i:is|was)[ ](?i:indeed |clearly |therefore |most likely )?(?i:the )?"
+    r"(?P<letter>[A-Z])[)\]*_.]{0,4}[ ](?i:is|was)[ ](?i:also |indeed |clearly |therefore |most likely )?(?i:the )?"
     r"(?i:most |single |only )?(?i:correct|right|best|answer|appropriate)\b"
 )
 _EXPLANATION = re.compile(r"^[^\w\n]{0,8}(?:explanation|rationale|reasoning|justification|reason)\b", re.I | re.M)
@@ -59,24 +59,25 @@ _DRESS: dict[int, str | None] = {
 _TOKEN = re.compile(
     r"(?:(?<!\w)[-+](?=\.?\d))?(?:(?<![\w.])\.)?\d+(?:[.,]\d+)*"  # a number with its sign
     r"|[^\W\d_]+"  # a word
-    r"|(?<=\w)-(?=[\s,;)]|$)"  # "Rh-"
+    r"|(?<=\w)-(?=[\s.,;:)]|$)"  # "Rh-"
     r"|[^\w\s.,;:!?\"'()\[\]{}/\\|\u00b7\u2022-]"  # arrows, comparisons and units mean something, punctuation does not
 )
 _LEAD = re.compile(
     r"(?:[\s,:]++|\b(?:therefore|thus|hence|so|definitely|clearly|most|likely|probably|indeed|actually|simply|just|either"
-    r"|both|letter|answer|the|my|is|be|that|it|not (?:option )?\(?[a-z]\)?,? but(?: rather)?)\b)*+(?P<explicit>"
-    r"(?:options?|choices?)\b[\s:]*+)?",
+    r"|both|letter|answer|the|my|is|be|that|it(?:'s)?|options?|choices?"
+    r"|not (?:option )?\(?[a-z]\)?,? but(?: rather)?)\b)*+",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
-    r"[\s\"'>\u2022→:=-]*+(?P<open>[(\[{]*+)\s*+(?P<letter>[A-Za-z])(?P<close>\s?[)\]}]++|[\"'](?!\w))?(?![\w'])(?!-\w)"
+    r"[\s\"'>\u2022→:=-]*+(?P<open>[(\[{]*+)\s*+(?P<letter>[A-Za-z])(?P<close>\s?[)\]}]++|[\"'](?!\w))?(?!\w)"
 )
-_PRAISE = r"is (?:indeed |clearly )?(?:the )?(?:most |single |only )?(?:correct|right|best|answer|appropriate)"
+_PRAISE = r"is (?:also |indeed |clearly )?(?:the )?(?:most |single |only )?(?:correct|right|best|answer|appropriate)"
 _REASON = rf"because|since|due|given|which|therefore|{_PRAISE}"
 _TEXT_CUE = rf",?\s++(?:{_REASON})\b"
 _CUE = rf",?\s++(?:{_REASON}|as|for|so|but|based|where|while|although|however|per)\b"
 _LABEL_END = re.compile(r"\s*$|\s*\n|[.:,;!?]+(?=[\s)\]}\"']|$)|\s++[-=→|(\[]|" + _CUE, re.IGNORECASE)
 _TEXT_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;:!?)\]}\"']++(?=\s|$)|\s++[-(\[]|" + _TEXT_CUE, re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;!)]++\s|" + _TEXT_CUE, re.IGNORECASE)
 _COMMA = re.compile(r",\s")
 _MARKED = re.compile(r"[A-Za-z][.:)](?=\s)|[A-Z] (?=[A-Z])")
 _ABBREVIATION = re.compile(r"\.\s+([a-z]+)")
@@ -97,7 +98,9 @@ _ALTERNATIVE = re.compile(
     r"\s[(\[]?(?P<letter>(?-i:[A-Z]))(?![\w'-])(?!(?<=[AI])\s(?-i:[a-z]))",
     re.IGNORECASE,
 )
-_INLINE = re.compile(r"(?<=\s)(?:(?<=[^\s.!?]\s)[(\[])?([A-Z])[.):\]]++(?=\s)")
+_INLINE = re.compile(r"(?<=\s)(?:(?<=[^\s.!?]\s)[(\[])?([A-Z])[.):\]]{1,2}(?=\s)")
+_BRACKETED = re.compile(r"\(([A-Z])\)")
+_LEADING = re.compile(r"(?<=[.;:!?]\s)([A-Z])[.):](?=\s)")
 _FIRST_CUE = re.compile(_TEXT_CUE, re.IGNORECASE)
 _REGRADE_PHRASES = tuple(
     re.compile(phrase + r"\s*(.*)\s*", re.IGNORECASE) for phrase in ("answer:", "answer is:", "answer is", "is:")
@@ -115,11 +118,18 @@ class Token(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """A phrase that announces an answer. `named` is true if it says "answer" or the like, `revises` if it overrules."""
+    """A phrase that announces an answer and ends where the answer begins.
 
-    start: int
+    Attributes:
+        end: Where it ends.
+        named: Whether it says "answer" or the like.
+        weak: Whether it may as well announce another step of the reasoning ("therefore").
+        revises: Whether it, or the text since the last one, takes back what was said before ("wait").
+    """
+
     end: int
     named: bool
+    weak: bool
     revises: bool
 
 
@@ -185,9 +195,8 @@ def declarations(text: str, limit: int) -> list[Declaration]:
     for match in matches:
         if not _NEGATED_BEFORE.search(text[max(0, match.start() - 60) : match.start()]):
             between = text[max(previous, match.end() - 600) : match.end()]
-            found.append(
-                Declaration(match.start(), match.end(), match["named"] is not None, bool(_REVISION.search(between)))
-            )
+            named, weak = match["named"] is not None, match["weak"] is not None
+            found.append(Declaration(match.end(), named, weak, bool(_REVISION.search(between))))
             previous = match.end()
     return found
 
@@ -209,9 +218,9 @@ def before_explanation(text: str) -> str:
     return head or text
 
 
-def labelled_lines(text: str) -> set[str]:
-    """Returns the letters that lead a line, as in a list of options."""
-    return set(_LABELLED_LINE.findall(text))
+def labels_in(text: str) -> set[str]:
+    """Returns the letters dressed as labels in a text: "(A)" anywhere, "A." at the head of a line or a sentence."""
+    return {*_LABELLED_LINE.findall(text), *_BRACKETED.findall(text), *_LEADING.findall(text)}
 
 
 def tidy(text: str) -> str:
@@ -251,10 +260,10 @@ def label_at(text: str, position: int) -> LabelMark | None:
     return LabelMark(match["letter"], bool(match["close"]), match.end()) if match else None
 
 
-def lead_end(text: str) -> tuple[int, bool]:
-    """Returns where introducing words such as "most likely option" end, and whether "option" or the like is there."""
+def skip_lead(text: str) -> int:
+    """Returns the place behind introducing words such as "most likely option"."""
     match = _LEAD.match(text)
-    return (match.end(), match["explicit"] is not None) if match else (0, False)
+    return match.end() if match else 0
 
 
 def ends_label(text: str, position: int) -> bool:
@@ -265,6 +274,11 @@ def ends_label(text: str, position: int) -> bool:
 def ends_text(text: str, position: int, *, comma: bool) -> bool:
     """Returns whether an option's text may end here; `comma` says whether a comma is enough."""
     return bool(_TEXT_END.match(text, position) or (comma and _COMMA.match(text, position)))
+
+
+def ends_sentence(text: str, position: int) -> bool:
+    """Returns whether nothing more is said of the answer than that it is right, or why."""
+    return bool(_SENTENCE_END.match(text, position))
 
 
 def is_tight(text: str, position: int) -> bool:
@@ -327,12 +341,10 @@ def has_reference_format(text: str) -> bool:
     """Returns what the reference's gate says; equal to a full match of its pattern, in linear time.
 
     The gate is a thinking block, white space, an answer block, with a dot that spans lines and tags. Such a match
-    exists exactly if the first close-think/open-answer pair is followed by a closing answer tag at the very end.
+    exists exactly if a close-think/open-answer pair stands somewhere between the tags at the very start and end.
     """
-    if not (text.startswith("<think>") and text.endswith("</answer>")):
-        return False
-    boundary = _REFERENCE_BOUNDARY.search(text, len("<think>"))
-    return boundary is not None and boundary.end() <= len(text) - len("</answer>")
+    dressed = text.startswith("<think>") and text.endswith("</answer>")
+    return dressed and _REFERENCE_BOUNDARY.search(text, len("<think>")) is not None
 
 
 def first_block(text: str) -> str | None:

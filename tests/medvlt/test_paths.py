@@ -50,8 +50,9 @@ def test_resolve_finds_shipped(shipped: Path, name: str | Path) -> None:
 def test_resolve_existing_file_wins(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own = Path("sft/m23k_3b.yaml")
-    own.parent.mkdir()
-    assert paths.resolve_config(own) == shipped / own  # the folder `sft` alone does not hide the shipped file
+    own.mkdir(parents=True)
+    assert paths.resolve_config(own) == shipped / own  # a folder of that name does not hide the shipped file
+    own.rmdir()
     own.write_text("{}")
     assert paths.resolve_config(own) == own
     assert paths.resolve_config(own.resolve()) == own.resolve()

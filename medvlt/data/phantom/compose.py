@@ -53,7 +53,7 @@ def draft_at(settings: Settings, index: int) -> tuple[Modality, str, Draft]:
     Values of another split are drawn again, with the right answer held: so answers stay balanced within each split.
     """
     modality, family = family_at(settings, index)
-    rng = stream(settings.seed, settings.split, index, "values")
+    rng = stream(settings.seed, settings.split, index, f"values {family}")
     pick = rng.getrandbits(30)
     for _ in range(_MOST_DRAWS):
         draft = FAMILIES[modality][family](rng, pick, settings.difficulty)

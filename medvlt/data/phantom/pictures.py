@@ -71,12 +71,15 @@ def quadrant(rng: Random, pick: int, difficulty: float) -> Draft:
 
 
 def count(rng: Random, pick: int, difficulty: float) -> Draft:
-    """Chest film with one to four nodules (five from difficulty 0.5 on): how many? The teacher misses one if he can."""
+    """Chest film with one to four nodules (five from difficulty 0.5 on): how many? The teacher misses one if he can.
+
+    The nodules of this family are much alike: a small model counts them twice as fast so.
+    """
     choices = COUNTS if difficulty >= 0.5 else COUNTS[: MAX_OPTIONS - 1]
     truth, ratio = pick % len(choices), _heart_ratio(rng)
-    radii = [_radius(rng, difficulty, 0.058, 0.07) for _ in range(truth + 1)]
+    radii = [_radius(rng, difficulty, 0.062, 0.068) for _ in range(truth + 1)]
     lesions = tuple(
-        Lesion(x, y, radius, _contrast(rng, difficulty))
+        Lesion(x, y, radius, _contrast(rng, difficulty, 115, 125))
         for (x, y), radius in zip(place_in_lungs(rng, radii, heart(ratio)), radii, strict=True)
     )
     scene = _scene(rng, difficulty, "chest", lesions, ratio)

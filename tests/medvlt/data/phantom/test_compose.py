@@ -79,6 +79,16 @@ def test_answers_are_balanced_in_every_split(split: Split) -> None:
         assert chisquare(list(counts.values())).pvalue > 1e-4, (family, counts)
 
 
+def test_answers_stay_balanced_where_values_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(family: str, key: str, place: tuple[int, int]) -> Split:
+        return "train" if place[0] or place[1] % 20 == 0 else "test"
+
+    monkeypatch.setattr("medvlt.data.phantom.compose.split_of", scarce)
+    chosen = replace(ALL, families=(("text", ("heart_rate",)),))
+    counts = Counter(draft_at(chosen, index)[2].truth for index in range(900))
+    assert chisquare([counts[answer] for answer in range(3)]).pvalue > 1e-4
+
+
 def test_splits_share_no_value_whatever_the_seeds() -> None:
     keys = {
         split: {

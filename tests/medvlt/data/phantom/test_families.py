@@ -45,7 +45,8 @@ def test_two_to_five_options_occur() -> None:
 @pytest.mark.parametrize(("modality", "name"), ALL)
 def test_equal_keys_mean_equal_questions_and_splits(modality: Modality, name: str) -> None:
     """Two questions with the same values have the same words and answer: none can hide in two splits."""
-    rng, seen = Random(3), {}
+    rng = Random(3)
+    seen: dict[str, object] = {}
     for pick in range(1500):
         draft = FAMILIES[modality][name](rng, pick, 0.0)
         content = (draft.question, draft.truth, draft.scene, draft.place)

@@ -81,7 +81,7 @@ def _heart(draft: Draft) -> str:
     drawn = body("chest", draft.scene.patient, SIDE)
 
     def row(y: float) -> np.ndarray:
-        return pixels[int((0.5 + (y - 0.5) * drawn.zoom + drawn.shift[1]) * SIDE)]
+        return np.asarray(pixels[int((0.5 + (y - 0.5) * drawn.zoom + drawn.shift[1]) * SIDE)])
 
     def run(levels: np.ndarray, start: float) -> tuple[int, int]:
         """Returns the ends of the stretch of true values around a place."""

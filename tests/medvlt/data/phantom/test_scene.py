@@ -30,3 +30,4 @@ def test_the_right_lung_is_on_the_left_of_the_picture() -> None:
 def test_the_heart_has_the_width_its_ratio_says(ratio: float) -> None:
     chest = LUNGS["left"].x + LUNGS["left"].width - (LUNGS["right"].x - LUNGS["right"].width)
     assert 2 * heart(ratio).width / chest == pytest.approx(ratio)
+    assert heart(ratio).x > 0.5  # more of it on the patient's left

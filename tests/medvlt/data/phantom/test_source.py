@@ -18,12 +18,11 @@ from medvlt.data.samples import SampleSet, Source
 from medvlt.data.schema import parse_record, to_record
 from medvlt.errors import ConfigurationError
 
-
 UIDS = (
-    "phantom_text:train-0-0-45c7f8aa:18ce33a1",
-    "phantom_picture:train-0-1-8c809e09:a574107a",
-    "phantom_text:train-0-2-830576ad:73f9ce62",
-    "phantom_picture:train-0-3-6165180e:5975fafb",
+    "phantom_text:train-0-0-43a31685:1bdd8a5e",
+    "phantom_picture:train-0-1-118f8608:28693193",
+    "phantom_text:train-0-2-b8b39ce9:a3a1dfad",
+    "phantom_picture:train-0-3-204c3d76:731a01ef",
 )
 
 

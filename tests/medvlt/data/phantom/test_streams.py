@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from medvlt.data.phantom.streams import SPLITS, split_of, stream
+from medvlt.data.phantom.streams import SPLITS, Split, split_of, stream
 
 
 def test_a_stream_is_the_same_on_every_machine() -> None:
@@ -14,7 +14,7 @@ def test_a_stream_is_the_same_on_every_machine() -> None:
 
 
 def test_streams_differ_in_every_part_of_their_name() -> None:
-    names = [
+    names: list[tuple[int, Split, int, str]] = [
         (0, "train", 0, "a"),
         (1, "train", 0, "a"),
         (0, "test", 0, "a"),
@@ -27,7 +27,7 @@ def test_streams_differ_in_every_part_of_their_name() -> None:
 def test_splits_get_their_shares() -> None:
     counts = Counter(split_of("family", str(number)) for number in range(20_000))
     assert set(counts) == set(SPLITS)
-    for split, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)):
+    for split, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
         assert counts[split] / 20_000 == pytest.approx(share, abs=0.01)
 
 

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from medvlt.data.phantom import thresholds
+from medvlt.data.phantom.bands import Bands
 from medvlt.data.phantom.draft import Draft, Draw
 
 
@@ -140,5 +141,5 @@ def test_the_fact_names_the_value(draw: Draw, oracle: Oracle, difficulty: float)
         (thresholds.HEMOGLOBIN["Man"], 130, "normal"),
     ],
 )
-def test_clinical_cut_offs(bands: thresholds.Bands, value: int, word: str) -> None:
+def test_clinical_cut_offs(bands: Bands, value: int, word: str) -> None:
     assert bands.words[bands.classify(value)] == word

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A loader that can be resumed at any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any, TypeVar, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Item = TypeVar("Item", covariant=True)
+
+
+class EpochSampler(DistributedSampler[Item]):
+    """Yields (epoch, number) for every item of a data set, in order, from `begin` on.
+
+    It is a DistributedSampler only so that Lightning leaves it in place and tells it the epoch. The epoch travels in
+    the key, so worker processes never hold a stale one.
+    """
+
+    def __init__(self, dataset: Dataset[Item]) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=False)
+        self.begin = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        return ((self.epoch, number) for number in range(self.begin, len(cast(Sized, self.dataset))))
+
+
+class ResumableLoader(DataLoader[Item]):
+    """Yields the items of a data set that is indexed by (epoch, number); the position is its state.
+
+    Lightning stores and restores the state. The position counts items handed out, not those that workers have prepared;
+    after the last item of an epoch it is 0, so that a checkpoint made there goes on with the next epoch.
+
+    Args:
+        dataset: Indexed by (epoch, number), with a length.
+        epoch: The epoch to begin with; Lightning sets later ones.
+        seed: Of the generator that seeds workers; without one of its own a loader would draw from the global one.
+        num_workers: Processes that prepare items.
+    """
+
+    def __init__(self, dataset: Dataset[Item], *, epoch: int, seed: int, num_workers: int) -> None:
+        sampler = EpochSampler(dataset)
+        sampler.set_epoch(epoch)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=cast(Any, sampler),  # its keys are pairs
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(seed),
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._sampler = sampler
+        self._position = 0
+        self._resume_at = 0
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        # a generator: it runs when the first item is asked for, when Lightning has set the epoch and restored the state
+        self._position, self._resume_at = self._resume_at, 0
+        self._sampler.begin = self._position
+        for item in super().__iter__():
+            self._position += 1
+            yield item
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns how many items of the epoch were handed out."""
+        return {"position": self._position % max(1, len(self))}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration begin there."""
+        self._resume_at = state["position"]

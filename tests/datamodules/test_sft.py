@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules import SFTDataModule
+from datamodules.sft import StepPlan, measure
+from medvlt.data.encoder import PromptEncoder
+from medvlt.data.packing import PackedBatch
+from medvlt.data.phantom import Phantom
+from medvlt.data.samples import SampleSet, Source
+from medvlt.errors import ConfigurationError, DataError
+from medvlt.types import Sample
+
+
+class Listed(Source):
+    """A source that is a list."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def load(self) -> SampleSet:
+        return SampleSet(self.samples)
+
+
+def sample(number: int, reasoning: str = "Because.") -> Sample:
+    return Sample(f"q:{number}", f"Question {number}?", {"A": "yes", "B": "no"}, "A", "yes", reasoning=reasoning)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_folder: Path) -> PromptEncoder:
+    return PromptEncoder(str(tiny_folder), template="plain")
+
+
+def batches(module: SFTDataModule) -> list[PackedBatch]:
+    module.setup("fit")
+    return list(module.train_dataloader())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
+def test_plan(sizes: list[int], global_batch_size: int, micro_batches: int, epoch: int) -> None:
+    """Each sample once an epoch; a step's samples do not depend on how it is cut; only a short last step has holes."""
+
+    def plan(count: int) -> StepPlan:
+        return StepPlan(tuple(range(len(sizes))), tuple(sizes), tuple(sizes), global_batch_size, count, seed=5)
+
+    cut, whole = plan(micro_batches), plan(1)
+    order = cut.order(epoch)
+    assert sorted(order) == list(range(len(sizes)))
+    assert order == whole.order(epoch)
+    seen = []
+    for step in range(cut.steps):
+        bins, totals = cut.step(order, step)
+        members = sorted(itertools.chain(*bins))
+        assert len(bins) == micro_batches
+        assert members == sorted(whole.step(order, step)[0][0])
+        assert totals.tokens == sum(sizes[i] for i in members)
+        assert totals.completions == len(members)
+        if len(members) >= micro_batches:
+            assert all(bins)
+        seen += members
+    assert sorted(seen) == list(range(len(sizes)))
+
+
+def test_epochs_differ() -> None:
+    plan = StepPlan(tuple(range(50)), (1,) * 50, (1,) * 50, 5, 1, seed=1)
+    assert plan.order(0) != plan.order(1)
+    assert plan.order(1) == plan.order(1)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "micro_batch"])
+def test_weights_of_a_step_add_up_to_one(reduction: str, encoder: PromptEncoder) -> None:
+    samples = [sample(i, "word " * (1 + i % 5)) for i in range(10)]
+    module = SFTDataModule(Listed(samples), encoder, global_batch_size=4, loss_reduction=reduction)
+    sums = [float(batch.weights.sum()) for batch in batches(module)]
+    assert sums == pytest.approx([1.0, 1.0, 1.0])  # ten samples in steps of four: the last has two
+
+
+def test_every_target_is_taught_once(encoder: PromptEncoder) -> None:
+    samples = [sample(i) for i in range(7)]
+    found = Counter(uid for batch in batches(SFTDataModule(Listed(samples), encoder, global_batch_size=3)) for uid in batch.uids)
+    assert found == Counter(s.uid for s in samples)
+
+
+def test_targets_decode_to_reasoning_and_answer(encoder: PromptEncoder) -> None:
+    batch = batches(SFTDataModule(Listed([sample(1, "It is so.")]), encoder))[0]
+    assert encoder.tokenizer.decode(batch.targets) == "<think> It is so. </think>\n<answer> A </answer><|im_end|>"
+
+
+def test_long_samples_are_counted_and_left_out(encoder: PromptEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    samples = [sample(1), sample(2, "word " * 400), sample(3)]
+    with caplog.at_level(logging.WARNING):
+        lengths = measure(samples, encoder, max_length=200)
+    assert list(lengths) == [0, 2]
+    assert "1 of 3 training samples are left out: 1 longer than max_length=200" in caplog.text
+
+
+def test_measured_lengths_are_the_encoded_ones(encoder: PromptEncoder) -> None:
+    samples = Phantom("train", 6, reasoning="exact").load()
+    for index, (prompt, target) in measure(samples, encoder, max_length=10_000).items():
+        assert prompt == len(encoder.encode(samples[index]).token_ids)
+        assert target == len(encoder.encode_target(samples[index]))
+
+
+def test_nothing_left(encoder: PromptEncoder) -> None:
+    with pytest.raises(DataError, match="no training sample is left of 2: 2 longer than max_length=5"):
+        SFTDataModule(Listed([sample(1), sample(2)]), encoder, max_length=5).setup("fit")
+
+
+def test_more_micro_batches_than_samples(encoder: PromptEncoder) -> None:
+    from lightning.pytorch import Trainer
+
+    module = SFTDataModule(Listed([sample(i) for i in range(8)]), encoder, global_batch_size=4)
+    module.trainer = Trainer(accelerator="cpu", accumulate_grad_batches=8, logger=False)
+    with pytest.raises(ConfigurationError, match="4 samples .* 1 ranks x 8 micro-batches"):
+        module.setup("fit")
+
+
+def test_loader_resumes_in_the_middle(encoder: PromptEncoder) -> None:
+    def loader() -> torch.utils.data.DataLoader[PackedBatch]:
+        module = SFTDataModule(Listed([sample(i) for i in range(12)]), encoder, global_batch_size=2)
+        module.setup("fit")
+        built = module.train_dataloader()
+        built.sampler.set_epoch(3)
+        return built
+
+    whole = [batch.uids for batch in loader()]
+    first = loader()
+    iterator = iter(first)
+    begun = [next(iterator).uids for _ in range(2)]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert begun + [batch.uids for batch in second] == whole
+
+
+def test_shuffled_options_keep_the_truth(encoder: PromptEncoder) -> None:
+    plain = [sample(i, reasoning="") for i in range(20)]
+    module = SFTDataModule(Listed(plain), encoder, global_batch_size=20, shuffle_options=True)
+    batch = batches(module)[0]
+    letters = encoder.tokenizer.decode(batch.targets)
+    assert "<answer> A" in letters
+    assert "<answer> B" in letters  # always A before
+
+
+def test_workers_give_the_same_batches(encoder: PromptEncoder) -> None:
+    def read(workers: int) -> list[tuple[str, ...]]:
+        module = SFTDataModule(Listed([sample(i) for i in range(8)]), encoder, global_batch_size=2, num_workers=workers)
+        return [batch.uids for batch in batches(module)]
+
+    assert read(0) == read(2)
