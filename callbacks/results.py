@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 
 from medvlt import __version__
-from medvlt.evaluation.results import BenchmarkResult, results_table
+from medvlt.data.files import replacing
+from medvlt.evaluation.results import BenchmarkResult, print_results
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +57,8 @@ class ResultsTable(Callback):
         ]
         if not results or not trainer.is_global_zero:
             return
-        Console().print(results_table({self.label or stage: results}))
+        print_results({self.label or stage: results})
         path = Path(self.path or Path(trainer.default_root_dir) / "results.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "label": self.label,
             "stage": stage,
@@ -69,7 +67,6 @@ class ResultsTable(Callback):
             "benchmarks": [result.to_json() for result in results],
             "note": "Research software, not for clinical use.",
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         logger.info("results written to %s", path)

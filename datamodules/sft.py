@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from rich.progress import track
@@ -92,9 +93,9 @@ class SFTDataModule(BenchmarkDataModule):
         ranks, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
         if ranks * accumulate > self.global_batch_size:
             raise ConfigurationError(
-                f"an optimizer step has {self.global_batch_size} samples (data.global_batch_size) and must fill {ranks} "
-                f"ranks x {accumulate} micro-batches (trainer.accumulate_grad_batches); lower accumulate_grad_batches "
-                "or raise global_batch_size"
+                f"an optimizer step has {self.global_batch_size} samples (data.global_batch_size) and must fill "
+                f"{ranks} ranks x {accumulate} micro-batches (trainer.accumulate_grad_batches); lower "
+                "accumulate_grad_batches or raise global_batch_size"
             )
         samples = self.train.load()
         lengths = measure(samples, self.encoder, max_length=self.max_length)
@@ -119,7 +120,7 @@ class SFTDataModule(BenchmarkDataModule):
             self.seed if self.shuffle_options else None,
         )  # fmt: skip
         # on resume Lightning asks for the iterator before it sets the epoch
-        epoch = trainer.fit_loop.epoch_progress.current.processed if trainer else 0
+        epoch = cast(Any, trainer.fit_loop.epoch_progress.current).processed if trainer else 0
         return ResumableLoader(dataset, epoch=epoch, seed=self.seed, num_workers=self.num_workers)
 
 
@@ -196,7 +197,9 @@ class StepPlan:
         tokens = [self.prompt_tokens[i] + self.target_tokens[i] for i in chosen]
         bins = balance(tokens, min(self.micro_batches, len(chosen)))
         bins += [[] for _ in range(self.micro_batches - len(bins))]
-        totals = StepTotals(sum(self.target_tokens[i] for i in chosen), len(chosen), min(self.micro_batches, len(chosen)))
+        totals = StepTotals(
+            sum(self.target_tokens[i] for i in chosen), len(chosen), min(self.micro_batches, len(chosen))
+        )
         return [[chosen[i] for i in members] for members in bins], totals
 
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from medvlt.data.batches import PromptBatch
 from medvlt.errors import MissingRolloutError
 from medvlt.metrics.benchmark import BenchmarkMetrics
+from medvlt.metrics.macro import macro_average
 from medvlt.rewards.grade import GradePolicy, grade
 from medvlt.types import Verdict
 
@@ -93,20 +96,24 @@ class RolloutModule(LightningModule):
         verdicts = self.grade_batch(batch)
         if batch.benchmark not in self.benchmarks:  # loaders given to the Trainer without a data module
             self.benchmarks[batch.benchmark] = BenchmarkMetrics().to(self.device)
-        metrics = self.benchmarks[batch.benchmark]
-        for group, group_verdicts in zip(batch.groups or (), verdicts, strict=True):
-            for completion, verdict in zip(group.completions, group_verdicts, strict=True):
-                metrics.update(
-                    correct=verdict.correct,
-                    format_ok=verdict.format_ok,
-                    truncated=completion.finish_reason == "length",
-                    tokens=len(completion.token_ids),
-                )
+        flat = [verdict for group in verdicts for verdict in group]
+        completions = [completion for group in batch.groups or () for completion in group.completions]
+        cast(BenchmarkMetrics, self.benchmarks[batch.benchmark]).update(
+            correct=self._column([verdict.correct for verdict in flat]),
+            format_ok=self._column([verdict.format_ok for verdict in flat]),
+            truncated=self._column([completion.finish_reason == "length" for completion in completions]),
+            tokens=self._column([len(completion.token_ids) for completion in completions]),
+        )
+
+    def _column(self, values: Sequence[bool] | Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self.device)
 
     def _log_benchmarks(self, stage: str) -> None:
-        results: dict[str, dict[str, Any]] = {name: metrics.compute() for name, metrics in self.benchmarks.items()}
+        results: dict[str, dict[str, Any]] = {
+            name: cast(BenchmarkMetrics, metrics).compute() for name, metrics in self.benchmarks.items()
+        }
         for name, values in results.items():
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items()})
         if results:
-            accuracies = [float(values["accuracy"]) for values in results.values()]
-            self.log(f"{stage}/accuracy", sum(accuracies) / len(accuracies), prog_bar=True)
+            accuracies = {name: float(values["accuracy"]) for name, values in results.items()}
+            self.log(f"{stage}/accuracy", macro_average(accuracies), prog_bar=True)

@@ -20,8 +20,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import callbacks
 import datamodules
 import lightning_modules
-import medvlt.data.phantom
-import medvlt.data.sources
 from medvlt.errors import ConfigurationError
 from medvlt.paths import check_sibling
 
@@ -91,7 +89,6 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigurationError(
-            f"the output folder {folder} cannot be written ({error.strerror or error}); set trainer.default_root_dir to "
-            "a folder you may write to"
+            f"the output folder {folder} cannot be written ({error.strerror or error}); set trainer.default_root_dir "
+            "to a folder you may write to"
         ) from error
-

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from medvlt.errors import MedvltError
-from medvlt.evaluation.results import read_results, results_table
+from medvlt.evaluation.results import print_results, read_results
 from medvlt.models.tiny import CHAT_TEMPLATE, TinySize, build_tiny
 
 
@@ -75,9 +75,8 @@ def demo(keep: bool = False) -> None:
     for product, command in STEPS:
         if not (FOLDER / product).exists():
             _run(command.split())
-    console = Console()
-    console.print(results_table({label: read_results(FOLDER / name / "results.json") for name, label in ROWS.items()}))
-    console.print(f"held-out questions, never seen in training; {time.monotonic() - started:.0f} s in all")
+    print_results({label: read_results(FOLDER / name / "results.json") for name, label in ROWS.items()})
+    Console().print(f"held-out questions, never seen in training; {time.monotonic() - started:.0f} s in all")
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from medvlt.paths import SIBLINGS, foreign_location
 REQUIRED = ("lightning", "transformers", "peft", "torchmetrics", "datasets", "jsonargparse", "safetensors")
 """Without these `medvlt fit` cannot run. `torch` has a check of its own."""
 
-REPAIR = "in a checkout: make env; else: pip install --upgrade medvlt"
+REPAIR = "in a checkout: rm -r .venv && make env; else: pip install --upgrade medvlt"
 FREE_MEMORY_GIB, FREE_DISK_GIB = 2.0, 5.0
 """Below these a run of the demo's size gets into trouble; real runs need far more."""
 
@@ -144,8 +144,8 @@ def check_torchvision(version: str | None, problem: str | None) -> Check:
     if problem is None:
         return Check("torchvision", Status.OK, version)
     remedy = (
-        "its build does not match torch's; in a checkout: make env (on a CPU build of torch that installs a "
-        "small repair); else: pip uninstall torchvision"
+        "its build does not match torch's; in a checkout: rm -r .venv && make env (beside a CPU build of torch that "
+        "installs a small repair); else: pip uninstall torchvision"
     )
     return Check("torchvision", Status.FAILURE, f"{version}: {problem}", remedy)
 

@@ -80,8 +80,8 @@ class Mixture(Source):
         weights: One number >= 0 per source; only their ratios count. Null chains the sources.
         size: Samples in the set; needs weights. Null takes the largest set that repeats nothing.
         seed: Seed of choice and order.
-        repeat: Whether `size` may ask more of a source than it has. Its samples then come again, each as often as the
-            others give or take once; the uid of the second time ends in `#2`, and so on.
+        repeat: Whether `size` may ask more of a source than it has. Its samples then come in whole passes, the last one
+            cut short; the uid of the second time ends in `#2`, and so on.
     """
 
     sources: list[Source]

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -97,13 +97,16 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> PackedBatch:
         """Returns the batch with every tensor on `device`; Lightning calls this."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, **kwargs) for name, tensor in tensors.items()})
+        return self._mapped(lambda tensor: tensor.to(device, **kwargs))
 
     def pin_memory(self) -> PackedBatch:
         """Returns the batch with every tensor in page-locked memory; the DataLoader calls this."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        mapped = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return PackedBatch(**(values | mapped))
 
 
 def pack(groups: Sequence[Group]) -> PackedBatch:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from medvlt.errors import DataError
@@ -66,12 +67,20 @@ def read_results(path: Path) -> list[BenchmarkResult]:
         ) from error
 
 
+def print_results(runs: Mapping[str, Sequence[BenchmarkResult]]) -> None:
+    """Prints `results_table`; where the output is a file and has no width, wide enough that nothing is cut."""
+    console = Console()
+    console.print(results_table(runs), width=None if console.is_terminal else 120)
+
+
 def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
     """Returns a table with one row per run and benchmark, and each run's unweighted mean over benchmarks."""
-    table = Table(title="accuracy, 95% Wilson interval (research software, not for clinical use)", title_justify="left")
+    table = Table(
+        title="Accuracy with 95% Wilson interval. Research software, not for clinical use.", title_justify="left"
+    )
     for column in ("model", "benchmark"):
         table.add_column(column)
-    for column in ("right / asked", "accuracy", "95% interval", "format", "truncated", "mean tokens"):
+    for column in ("right", "asked", "accuracy", "95% interval", "format", "cut", "tokens"):
         table.add_column(column, justify="right")
     for label, results in runs.items():
         for number, result in enumerate(results):
@@ -79,7 +88,8 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
             table.add_row(
                 label if number == 0 else "",
                 result.benchmark,
-                f"{result.correct} / {result.count}",
+                str(result.correct),
+                str(result.count),
                 f"{result.accuracy:.1%}",
                 f"{low:.1%} to {high:.1%}",
                 f"{result.format_rate:.0%}",
@@ -88,6 +98,6 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
             )
         if len(results) > 1:
             mean = sum(result.accuracy for result in results) / len(results)
-            table.add_row("", "mean of benchmarks", "", f"{mean:.1%}", "", "", "", "")
+            table.add_row("", "mean of benchmarks", "", "", f"{mean:.1%}", "", "", "", "")
         table.add_section()
     return table

@@ -3,51 +3,52 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import Metric, SumMetric
+
+from medvlt.metrics.lengths import MeanLength
+from medvlt.metrics.rates import FormatRate, MultipleChoiceAccuracy, TruncationRate
 
 
-class BenchmarkMetrics(Metric):
-    """Sums over completions, reduced over ranks; each completion counts once."""
-
-    correct: Tensor
-    count: Tensor
-    format_ok: Tensor
-    truncated: Tensor
-    tokens: Tensor
+class BenchmarkMetrics(nn.Module):
+    """Accuracy with its counts, format rate, truncation rate and mean length; each reduces over ranks."""
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("correct", "count", "format_ok", "truncated", "tokens"):
-            self.add_state(name, torch.tensor(0, dtype=torch.long), dist_reduce_fx="sum")
+        self.metrics = nn.ModuleDict(
+            {
+                "accuracy": MultipleChoiceAccuracy(),
+                "correct": SumMetric(),
+                "count": SumMetric(),
+                "format_rate": FormatRate(),
+                "truncation_rate": TruncationRate(),
+                "mean_tokens": MeanLength(),
+            }
+        )
 
-    def update(self, *, correct: bool, format_ok: bool, truncated: bool, tokens: int) -> None:
-        """Counts one completion.
+    def update(self, *, correct: Tensor, format_ok: Tensor, truncated: Tensor, tokens: Tensor) -> None:
+        """Counts completions, each once.
 
         Args:
-            correct: Whether it was graded right.
-            format_ok: Whether it has the asked format.
-            truncated: Whether it was cut at the token limit.
-            tokens: Its length, at least 1.
+            correct: Whether each was graded right, (N,), bool.
+            format_ok: Whether it has the asked format, (N,), bool.
+            truncated: Whether it was cut at the token limit, (N,), bool.
+            tokens: Its length, (N,), integer.
         """
-        self.correct += correct
-        self.count += 1
-        self.format_ok += format_ok
-        self.truncated += truncated
-        self.tokens += tokens
+        given = {
+            "accuracy": correct,
+            "correct": correct.sum(),
+            "count": torch.tensor(len(correct)),
+            "format_rate": format_ok,
+            "truncation_rate": truncated,
+            "mean_tokens": tokens,
+        }
+        for name, metric in self.metrics.items():
+            cast(Metric, metric).update(given[name])
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `accuracy`, `format_rate` and `truncation_rate` in [0, 1], `mean_tokens`, `correct` and `count`.
-
-        Shares of nothing are 0.
-        """
-        count = self.count.clamp_min(1)
-        return {
-            "accuracy": self.correct / count,
-            "format_rate": self.format_ok / count,
-            "truncation_rate": self.truncated / count,
-            "mean_tokens": self.tokens / count,
-            "correct": self.correct.float(),
-            "count": self.count.float(),
-        }
+        """Returns each number over all ranks; shares and means of nothing are 0."""
+        return {name: cast(Metric, metric).compute() for name, metric in self.metrics.items()}

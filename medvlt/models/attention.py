@@ -8,7 +8,6 @@ the library's sdpa, so `generate` and padded rows give what they always gave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ def shared_prefix_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Sequence[Segment] | Tensor | None,
+    attention_mask: tuple[Segment, ...] | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,  # the signature that transformers calls
@@ -57,7 +56,7 @@ def shared_prefix_attention(
         return output, None
     # split, not slicing: the backward of a slice is a full-length tensor of zeros per segment, that of split one cat
     lengths = [segment.stop - segment.start for segment in attention_mask]
-    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     outputs = []
     for q, k, v, segment in zip(queries, keys, values, attention_mask, strict=True):
         mask = None

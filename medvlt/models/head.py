@@ -43,7 +43,7 @@ def chunked_token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, t
         logits = F.linear(rows, weight).float() / temperature
         return logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
 
-    chunks = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    chunks = zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets, CHUNK_TOKENS), strict=True)
     return torch.cat([checkpoint(chunk_logprobs, rows, weight, chosen, use_reentrant=False) for rows, chosen in chunks])
 
 
@@ -60,7 +60,7 @@ def token_entropy(hidden: Tensor, weight: Tensor, *, temperature: float = 1.0) -
         Entropies in nats, (N,), in [0, log V], no gradient.
     """
     entropies = []
-    for rows in hidden.split(CHUNK_TOKENS):
+    for rows in torch.split(hidden, CHUNK_TOKENS):
         logits = F.linear(rows, weight).float() / temperature
         logprobs = logits.log_softmax(-1)
         entropies.append(-(logprobs.exp() * logprobs).sum(-1))

@@ -41,7 +41,7 @@ class LoRA:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     components: tuple[Component, ...] = ("language",)
 
@@ -82,7 +82,7 @@ def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | Pe
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"backbone.name={settings.name!r} is neither a model folder here nor a model that can be fetched from the "
-            f"Hugging Face Hub. Give a folder with config.json, or check the name, the network and your access. ({error})"
+            f"Hugging Face Hub. Give a folder with config.json, check the name, the network and your access. ({error})"
         ) from error
     if config.model_type != "qwen2_5_vl":
         raise ConfigurationError(
@@ -106,8 +106,8 @@ def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | Pe
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ConfigurationError(
-            f"the weights of {settings.name!r} do not cover the model: {len(missing)} tensors are missing or of another "
-            f"shape and would be random, such as {', '.join(missing[:3])}. Use a complete checkpoint of this model."
+            f"the weights of {settings.name!r} do not cover the model: {len(missing)} tensors are missing or "
+            f"of another shape and would be random, such as {', '.join(missing[:3])}. Use a complete checkpoint."
         )
     return prepare_backbone(model, settings)
 
@@ -132,7 +132,9 @@ def prepare_backbone(
         targets = "|".join(f"(.*{LORA_LAYERS[component]})" for component in lora.components)
         prepared = get_peft_model(
             model,
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"),
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
+            ),
         )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

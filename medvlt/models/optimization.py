@@ -68,7 +68,10 @@ def build_optimizer(
         total_steps: Optimizer steps of the run, at least 1; `settings.total_steps` goes first.
     """
     optimizer = AdamW(
-        decay_groups(parameters, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas, eps=settings.eps
+        decay_groups(parameters, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
     )
     steps = settings.total_steps or total_steps
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule

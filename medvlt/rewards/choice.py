@@ -186,8 +186,12 @@ def _declared(text: str, options: Options) -> Reading | None:
 def _undeclared(text: str, options: Options) -> Reading | None:
     """Returns the option that is the first or the last line, if the text lists no other."""
     text = parsing.before_explanation(text).strip()
-    first, last = text.partition("\n")[0], text.rpartition("\n")[2]
-    readings = [read_statement(first, options), read_statement(last, options) if last is not first else None]
+    readings: list[Reading | None] = []
+    for line in (text.partition("\n")[0], text.rpartition("\n")[2]):
+        found = read_statement(line, options)
+        prose = found is not None and found.reason in (Reason.TEXT, Reason.SYNONYM)
+        # nothing announces an answer here, so "aspirin (an old drug) would harm" must not count as one
+        readings.append(read_statement(line, options, strict=True) if prose else found)
     reading = agree(readings)
     if reading is None or reading.label is None:
         return reading

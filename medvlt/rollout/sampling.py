@@ -41,7 +41,9 @@ def processed_logprobs(logits: Tensor, params: SamplingParams) -> Tensor:
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     """Returns `count` numbers in [0, 1) for each seed, (len(seeds), count), float64: all randomness of a completion."""
     generator = torch.Generator()
-    return torch.stack([torch.rand(count, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds])
+    return torch.stack(
+        [torch.rand(count, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
 
 
 def sample_tokens(logprobs: Tensor, uniform: Tensor, *, greedy: bool) -> Tensor:

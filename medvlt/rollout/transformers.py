@@ -97,7 +97,9 @@ class TransformersEngine(RolloutEngine):
             raise EngineError("the engine is not started, or was closed; call start(encoder, policy) first")
         return self._encoder, self._policy
 
-    def _decode(self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], params: SamplingParams) -> list[Completion]:
+    def _decode(
+        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], params: SamplingParams
+    ) -> list[Completion]:
         encoder, policy = self._started()
         model = policy.base
         ends = torch.tensor(encoder.end_token_ids, device=model.device)

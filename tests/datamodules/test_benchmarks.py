@@ -34,5 +34,5 @@ def test_batches_name_their_benchmark(tiny_folder: Path) -> None:
 
 
 def test_nothing_to_ask(tiny_folder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="at least one source under data.benchmarks"):
+    with pytest.raises(ConfigurationError, match=r"at least one source under data\.benchmarks"):
         BenchmarkDataModule(PromptEncoder(str(tiny_folder))).setup("validate")

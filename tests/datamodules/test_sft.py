@@ -46,7 +46,9 @@ def batches(module: SFTDataModule) -> list[PackedBatch]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 3)
+)
 def test_plan(sizes: list[int], global_batch_size: int, micro_batches: int, epoch: int) -> None:
     """Each sample once an epoch; a step's samples do not depend on how it is cut; only a short last step has holes."""
 
@@ -87,7 +89,9 @@ def test_weights_of_a_step_add_up_to_one(reduction: str, encoder: PromptEncoder)
 
 def test_every_target_is_taught_once(encoder: PromptEncoder) -> None:
     samples = [sample(i) for i in range(7)]
-    found = Counter(uid for batch in batches(SFTDataModule(Listed(samples), encoder, global_batch_size=3)) for uid in batch.uids)
+    found = Counter(
+        uid for batch in batches(SFTDataModule(Listed(samples), encoder, global_batch_size=3)) for uid in batch.uids
+    )
     assert found == Counter(s.uid for s in samples)
 
 
@@ -121,7 +125,7 @@ def test_more_micro_batches_than_samples(encoder: PromptEncoder) -> None:
 
     module = SFTDataModule(Listed([sample(i) for i in range(8)]), encoder, global_batch_size=4)
     module.trainer = Trainer(accelerator="cpu", accumulate_grad_batches=8, logger=False)
-    with pytest.raises(ConfigurationError, match="4 samples .* 1 ranks x 8 micro-batches"):
+    with pytest.raises(ConfigurationError, match=r"4 samples .* 1 ranks x 8 micro-batches"):
         module.setup("fit")
 
 

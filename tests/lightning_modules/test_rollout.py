@@ -56,7 +56,9 @@ def test_counts_are_exact(data: BenchmarkDataModule, tmp_path: Path) -> None:
 
 
 def test_several_samples_each_count(data: BenchmarkDataModule, tmp_path: Path) -> None:
-    rollout = RolloutCallback(ScriptedEngine(["<answer> A </answer>"]), SamplingParams(n=4, temperature=1, max_tokens=99))
+    rollout = RolloutCallback(
+        ScriptedEngine(["<answer> A </answer>"]), SamplingParams(n=4, temperature=1, max_tokens=99)
+    )
     values = trainer(tmp_path, rollout).validate(RolloutModule(), data, verbose=False)
     assert values[0]["val/text/count"] == 28
 
@@ -78,5 +80,5 @@ def test_predict_returns_verdicts(data: BenchmarkDataModule, tmp_path: Path) -> 
 
 
 def test_missing_callback_is_named(data: BenchmarkDataModule, tmp_path: Path) -> None:
-    with pytest.raises(MissingRolloutError, match="add callbacks.RolloutCallback"):
+    with pytest.raises(MissingRolloutError, match=r"add callbacks\.RolloutCallback"):
         trainer(tmp_path).validate(RolloutModule(), data, verbose=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training through a real Trainer: the step does not depend on how it is cut, and a killed run goes on as if it had not been."""
+"""Training through a real Trainer: how a step is cut does not matter; a killed run goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def train(
         Backbone(str(folder)), Optimization(learning_rate=1e-3, warmup_ratio=0.1, total_steps=10, weight_decay=0.01)
     )
     data = SFTDataModule(
-        Phantom("train", 20), PromptEncoder(str(folder), template="plain"), global_batch_size=8, loss_reduction=reduction
+        Phantom("train", 20),
+        PromptEncoder(str(folder), template="plain"),
+        global_batch_size=8,
+        loss_reduction=reduction,
     )
     trainer.fit(module, data, ckpt_path=resume)
     return module, recorder
@@ -104,9 +107,7 @@ def test_resume_is_exact(
     uninterrupted, record = whole
     keeper = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=stop, enable_version_counter=False)
     train(tiny_folder, steps=stop, checkpoint=keeper)
-    resumed, later = train(
-        tiny_folder, steps=5 if by == "steps" else -1, epochs=2, resume=tmp_path / "kept.ckpt"
-    )
+    resumed, later = train(tiny_folder, steps=5 if by == "steps" else -1, epochs=2, resume=tmp_path / "kept.ckpt")
     assert later.losses[: 5 - stop] == record.losses[stop:]
     if by == "steps":
         assert_equal_weights(resumed, uninterrupted)

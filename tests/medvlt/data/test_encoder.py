@@ -101,7 +101,10 @@ def test_control_tokens_in_a_question_are_refused(text: str, encoder: PromptEnco
 
 def test_banned_tokens_never_end_a_turn(encoder: PromptEncoder) -> None:
     banned = set(encoder.banned_token_ids)
-    assert {encoder.image_token_id, *encoder.tokenizer.convert_tokens_to_ids(["<|video_pad|>", "<|im_start|>"])} <= banned
+    assert {
+        encoder.image_token_id,
+        *encoder.tokenizer.convert_tokens_to_ids(["<|video_pad|>", "<|im_start|>"]),
+    } <= banned
     assert not banned & set(encoder.end_token_ids)
 
 

@@ -175,7 +175,9 @@ def test_lora_equals_plain(prompts: list[EncodedPrompt], load: Callable[..., Pol
     assert_same_gradients(ours, gradients(policy))
 
 
-def test_wrong_layouts_are_noticed(prompts: list[EncodedPrompt], load: Callable[..., Policy], tiny_folder: Path) -> None:
+def test_wrong_layouts_are_noticed(
+    prompts: list[EncodedPrompt], load: Callable[..., Policy], tiny_folder: Path
+) -> None:
     """The comparison above is sharp enough to see each mistake that a packed row can have."""
     groups = make_groups(prompts, CASES["ragged groups"])
     policy = load()

@@ -13,8 +13,17 @@ from medvlt.errors import ConfigurationError
 from medvlt.models.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, build_tiny, train_tokenizer
 
 MESSAGES = [
-    [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": " Which\nside? {{x}}"}]}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}],
+    [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": " Which\nside? {{x}}"}],
+        }
+    ],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "A"},
+    ],
     [{"role": "user", "content": [{"type": "text", "text": "é\\n"}]}],
 ]
 
@@ -43,7 +52,9 @@ def test_frequent_words_are_one_token_and_digits_never_merge() -> None:
 
 @pytest.mark.parametrize("messages", MESSAGES)
 @pytest.mark.parametrize("prompt", [True, False])
-def test_chat_template_renders_like_the_real_one(messages: list, prompt: bool, tiny_folder: Path, shared_data: Path) -> None:
+def test_chat_template_renders_like_the_real_one(
+    messages: list, prompt: bool, tiny_folder: Path, shared_data: Path
+) -> None:
     real = json.loads((shared_data / "qwen2_5_vl_tokenizer" / "chat_template.json").read_text())["chat_template"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     ours, theirs = (
