@@ -6,7 +6,6 @@ The only module that imports Lightning and the three sibling packages.
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,14 +15,22 @@ import jsonargparse
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-# imported so that their classes can be named without a module in YAML
 import callbacks
 import datamodules
 import lightning_modules
-from medvlt.errors import ConfigurationError
+from medvlt.data import mixture, phantom, sources
+from medvlt.errors import ConfigurationError, MedvltError
 from medvlt.paths import check_sibling
+from medvlt.rollout import scripted, transformers
 
-for _package in (callbacks, datamodules, lightning_modules):
+SIBLINGS = (callbacks, datamodules, lightning_modules)
+NAMED_IN_YAML = (*SIBLINGS, mixture, phantom, sources, scripted, transformers)
+"""Modules whose classes a config may name without a module; the parser knows a class once it is imported."""
+
+CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")
+"""Values of `ckpt_path` that Lightning resolves itself."""
+
+for _package in SIBLINGS:
     check_sibling(_package)
 
 
@@ -37,9 +44,23 @@ class MedvltCLI(LightningCLI):
         """Leaves the config as it is: Lightning would replace `model:` by what a checkpoint stores, silently."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks that the results can be written, before a model is loaded."""
-        root = self.config[self.subcommand].trainer.default_root_dir
+        """Checks that the results can be written and the checkpoint is there, before a model is loaded."""
+        settings = self.config[self.subcommand]
+        root = settings.trainer.default_root_dir
         check_writable(Path(root) if root else Path.cwd())
+        checkpoint = settings.get("ckpt_path")
+        if checkpoint and checkpoint not in CHECKPOINT_KEYWORDS and not Path(checkpoint).exists():
+            raise ConfigurationError(
+                f"ckpt_path: there is no checkpoint {checkpoint}; give the path of a file or folder, or one of "
+                f"{', '.join(CHECKPOINT_KEYWORDS)}"
+            )
+
+    def instantiate_classes(self) -> None:
+        """Builds Trainer, model and data; what a setting refuses is reported in its own words."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ConfigurationError(own_words(error)) from error
 
 
 def run(args: Sequence[str]) -> None:
@@ -75,17 +96,27 @@ def readable(message: str) -> str:
     """Shortens a parser's message to what the user can act on.
 
     Model and data may be left out as far as the parser knows, so each complaint about them comes twice, once as "not a
-    class" and once as "not nothing"; the second is dropped.
+    class" and once as "not nothing"; the second is dropped, and long values are cut.
     """
-    lines = [line for line in message.splitlines() if "NoneType" not in line]
-    return re.sub(r"\n\s*\n", "\n", "\n".join(lines)).strip()
+    lines = [line for line in message.splitlines() if line.strip() and "NoneType" not in line]
+    return "\n".join(line if len(line) <= 200 else f"{line[:200]} ..." for line in lines)
+
+
+def own_words(error: BaseException) -> str:
+    """Returns the message of our own error inside an exception chain, or else the chain's, shortened."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MedvltError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return readable(str(error))
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ConfigurationError if files cannot be written in a folder, which is made if needed."""
+    """Raises ConfigurationError if files cannot be written in a folder, or it cannot be made. Leaves nothing behind."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ConfigurationError(

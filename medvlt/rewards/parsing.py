@@ -77,7 +77,7 @@ _TEXT_CUE = rf",?\s++(?:{_REASON})\b"
 _CUE = rf",?\s++(?:{_REASON}|as|for|so|but|based|where|while|although|however|per)\b"
 _LABEL_END = re.compile(r"\s*$|\s*\n|[.:,;!?]+(?=[\s)\]}\"']|$)|\s++[-=→|(\[]|" + _CUE, re.IGNORECASE)
 _TEXT_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;:!?)\]}\"']++(?=\s|$)|\s++[-(\[]|" + _TEXT_CUE, re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;!)]++\s|" + _TEXT_CUE, re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.,;!)]++\s|" + _TEXT_CUE, re.IGNORECASE)
 _COMMA = re.compile(r",\s")
 _MARKED = re.compile(r"[A-Za-z][.:)](?=\s)|[A-Z] (?=[A-Z])")
 _ABBREVIATION = re.compile(r"\.\s+([a-z]+)")
