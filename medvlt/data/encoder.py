@@ -120,7 +120,7 @@ class PromptEncoder:
         if token_ids.count(self.image_token_id) != len(grids):
             raise DataError(
                 f"the prompt has {token_ids.count(self.image_token_id)} picture placeholders and {len(grids)} "
-                "pictures; check that the chat template renders them and that the question has no placeholder of its own"
+                "pictures; check that the chat template renders them and the question has no placeholder of its own"
             )
         merged = self.image_processor.merge_size**2
         counts = iter(time * height * width // merged for time, height, width in grids)

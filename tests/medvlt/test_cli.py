@@ -28,7 +28,9 @@ def config(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "model": {"class_path": "SFTModule", "init_args": {"backbone": {"name": str(tiny_folder)}}},
         "data": {
             "class_path": "SFTDataModule",
-            "init_args": {"encoder": {"model": str(tiny_folder), "template": "plain"}, "train": phantom, "global_batch_size": 4},
+            "init_args": {
+                "encoder": {"model": str(tiny_folder), "template": "plain"}, "train": phantom, "global_batch_size": 4
+            },
         },
     }  # fmt: skip
     path = tmp_path / "config.yaml"
