@@ -34,6 +34,8 @@ class BenchmarkDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1 question, got {batch_size}")
+        # a rank may get no question of a small benchmark; it takes part in the reduction all the same
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.encoder = encoder
         self.benchmark_sources = dict(benchmarks or {})
         self.batch_size = batch_size

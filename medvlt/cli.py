@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def run(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: If an option or a config file is wrong.
     """
+    # Lightning's remarks on what is meant here: training without validation, and torch's own renaming
+    warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     # LightningCLI reads the command line itself, and strategies that start processes repeat it
     sys.argv = [sys.argv[0], *args]
     try:

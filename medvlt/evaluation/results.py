@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,8 +70,7 @@ def read_results(path: Path) -> list[BenchmarkResult]:
 
 def print_results(runs: Mapping[str, Sequence[BenchmarkResult]]) -> None:
     """Prints `results_table`; where the output is a file and has no width, wide enough that nothing is cut."""
-    console = Console()
-    console.print(results_table(runs), width=None if console.is_terminal else 120)
+    Console(width=None if sys.stdout.isatty() else 120).print(results_table(runs))
 
 
 def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,21 +299,25 @@ def _attacks(size: int) -> Iterator[str]:
         yield from (body, f"<think>r</think><answer>{body}</answer>")
 
 
-def _seconds(size: int) -> float:
-    """Returns the time of the slowest attack."""
-    slowest = 0.0
-    for text in _attacks(size):
+def _seconds(text: str, limit: float) -> float:
+    """Returns the least processor time of up to five gradings: a pause for other work or for garbage is no property of
+    the rules."""
+    least = math.inf
+    for _ in range(5):
         start = time.process_time()
         for policy in POLICIES:
             grade(text, DRUG, policy=policy)
-        slowest = max(slowest, time.process_time() - start)
-    return slowest
+        least = min(least, time.process_time() - start)
+        if least < limit:
+            break
+    return least
 
 
-def test_time_is_linear() -> None:
-    # measured on one core: 0.02 and 0.12 s; a quadratic rule needs seconds at the small size, and the test ends there
-    assert _seconds(16_000) < 0.5
-    assert _seconds(100_000) < 2.0
+# measured on one core: 0.02 and 0.12 s; a quadratic rule needs seconds at the small size, and the test ends there
+@pytest.mark.parametrize(("size", "limit"), [(16_000, 0.5), (100_000, 2.0)])
+def test_time_is_linear(size: int, limit: float) -> None:
+    for text in _attacks(size):
+        assert _seconds(text, limit) < limit, text[:40]
 
 
 def test_one_megabyte_is_graded_in_seconds() -> None:
