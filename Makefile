@@ -6,7 +6,7 @@
 #
 # PYTHON=python3.12              interpreter to start from (3.11 to 3.13)
 # MEDVLT_VENV=/big/disk/venv     where the environment lies; default .venv
-# MEDVLT_ACCELERATOR=cpu|gpu     overrules what nvidia-smi says
+# MEDVLT_ACCELERATOR=cpu|gpu     overrules what nvidia-smi says; a change makes the environment anew
 
 supported = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 ifndef PYTHON

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Callbacks: what happens around a step."""
 
+from callbacks.completions import CompletionLogger
 from callbacks.results import ResultsTable
 from callbacks.rollout import RolloutCallback
 
-__all__ = ["ResultsTable", "RolloutCallback"]
+__all__ = ["CompletionLogger", "ResultsTable", "RolloutCallback"]

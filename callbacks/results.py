@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from medvlt import __version__
 from medvlt.data.files import replacing
+from medvlt.errors import DataError
 from medvlt.evaluation.results import BenchmarkResult, print_results
+from medvlt.rewards.grade import GRADER_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class ResultsTable(Callback):
         results = [
             BenchmarkResult(
                 benchmark=name,
+                questions=round(values[f"{stage}/{name}/questions"]),
                 correct=round(values[f"{stage}/{name}/correct"]),
                 count=round(values[f"{stage}/{name}/count"]),
                 format_rate=values[f"{stage}/{name}/format_rate"],
@@ -55,18 +59,34 @@ class ResultsTable(Callback):
             )
             for name in names
         ]
+        limit = trainer.limit_val_batches if stage == "val" else trainer.limit_test_batches
+        if limit == 1.0:  # else a part was asked for
+            check_coverage(results, getattr(getattr(trainer, "datamodule", None), "benchmark_sizes", {}))
         if not results or not trainer.is_global_zero:
             return
         print_results({self.label or stage: results})
         path = Path(self.path or Path(trainer.default_root_dir) / "results.json")
+        backbone = getattr(trainer.lightning_module, "backbone", None)
         record = {
             "label": self.label,
             "stage": stage,
-            "step": trainer.global_step,
+            "backbone": getattr(backbone, "name", None),
+            "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+            "limited_to": None if limit == 1.0 else limit,
+            "step": trainer.global_step if trainer.state.fn == "fit" else None,
             "medvlt": __version__,
+            "grader": GRADER_VERSION,
             "benchmarks": [result.to_json() for result in results],
             "note": "Research software, not for clinical use.",
         }
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         logger.info("results written to %s", path)
+
+
+def check_coverage(results: Sequence[BenchmarkResult], sizes: Mapping[str, int]) -> None:
+    """Raises DataError if a benchmark was not asked whole: a lost question must not shrink a denominator unnoticed."""
+    asked = {result.benchmark: result.questions for result in results}
+    lost = {name: f"{asked.get(name, 0)} of {size}" for name, size in sizes.items() if asked.get(name, 0) != size}
+    if lost:
+        raise DataError(f"questions were lost on the way, asked were only: {lost}; this is a defect, please report it")

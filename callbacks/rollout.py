@@ -24,7 +24,7 @@ class RolloutCallback(Callback):
     The module then scores them; it does not know which engine sampled. The engine is started when the first batch
     needs it and closed at teardown, also after an error.
 
-    Hooks used: `on_{validation,test,predict}_batch_start`, `teardown`.
+    Hooks used: `on_{validation,test,predict}_batch_start`, `teardown`, `on_exception`.
 
     Args:
         engine: What samples; None for `TransformersEngine`, the live policy itself.
@@ -39,7 +39,7 @@ class RolloutCallback(Callback):
         self.engine: RolloutEngine = engine or TransformersEngine()
         self.sampling = sampling or SamplingParams(n=1, temperature=0.0)
         self.seed = seed
-        self._loaded_step: int | None = None
+        self._loaded: tuple[int, int] | None = None  # the policy and the step of the weights in the engine
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -61,26 +61,34 @@ class RolloutCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Closes the engine."""
-        self.engine.close()
-        self._loaded_step = None
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Closes the engine; Lightning does not call `teardown` after an error."""
+        self._close()
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not isinstance(batch, PromptBatch):
             return
-        if self._loaded_step != trainer.global_step:
-            self._start(trainer, pl_module)
+        policy = getattr(pl_module, "policy", None)
+        if self._loaded != (id(policy), trainer.global_step):
+            self._load(trainer, policy if isinstance(policy, Policy) else None)
         keys = [RolloutKey(self.seed, EVALUATION_ITERATION, sample.uid) for sample in batch.samples]
         with trainer.precision_plugin.forward_context():  # the precision that the forward of training has
             batch.groups = self.engine.generate(batch.samples, self.sampling, keys=keys)
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _load(self, trainer: Trainer, policy: Policy | None) -> None:
         encoder = getattr(getattr(trainer, "datamodule", None), "encoder", None)
         if encoder is None:
             raise ConfigurationError(
                 "RolloutCallback needs the prompt encoder of a data module: pass `datamodule=` (BenchmarkDataModule, "
                 "SFTDataModule) to the Trainer"
             )
-        policy = getattr(pl_module, "policy", None)
-        self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
-        self.engine.load_weights((), version=trainer.global_step)
-        self._loaded_step = trainer.global_step
+        self.engine.start(encoder, policy)
+        if policy is not None:
+            self.engine.load_weights(policy.base.state_dict().items(), version=trainer.global_step)
+        self._loaded = (id(policy), trainer.global_step)
+
+    def _close(self) -> None:
+        self.engine.close()
+        self._loaded = None

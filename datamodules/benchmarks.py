@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -34,6 +35,11 @@ class BenchmarkDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1 question, got {batch_size}")
+        for name in benchmarks or {}:
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                raise ConfigurationError(
+                    f"data.benchmarks: the name {name!r} heads the metrics; it may hold letters, digits, '_', '-', '.'"
+                )
         # a rank may get no question of a small benchmark; it takes part in the reduction all the same
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.encoder = encoder
@@ -50,13 +56,24 @@ class BenchmarkDataModule(LightningDataModule):
         """Reads the benchmarks.
 
         Raises:
-            ConfigurationError: If `validate`, `test` or `predict` has nothing to ask.
+            ConfigurationError: If `validate`, `test` or `predict` has nothing to ask, or some rank has.
         """
         if stage != "fit" and not self.benchmark_sources:
             raise ConfigurationError(f"`{stage}` has no questions: name at least one source under data.benchmarks")
         for name, source in self.benchmark_sources.items():
             if name not in self._benchmarks:
                 self._benchmarks[name] = source.load()
+        ranks = self.trainer.world_size if self.trainer else 1
+        if self._benchmarks and max(map(len, self._benchmarks.values())) < ranks:
+            raise ConfigurationError(
+                f"no benchmark has a question for each of the {ranks} ranks; a rank without any would leave the others "
+                "waiting: evaluate with fewer devices"
+            )
+
+    @property
+    def benchmark_sizes(self) -> dict[str, int]:
+        """Questions of each benchmark; known after `setup`."""
+        return {name: len(samples) for name, samples in self._benchmarks.items()}
 
     def val_dataloader(self) -> list[DataLoader[PromptBatch]]:
         """One loader per benchmark."""

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from medvlt.errors import ConfigurationError
+
 Item = TypeVar("Item", covariant=True)
 
 
@@ -38,9 +40,13 @@ class ResumableLoader(DataLoader[Item]):
         epoch: The epoch to begin with; Lightning sets later ones.
         seed: Of the generator that seeds workers; without one of its own a loader would draw from the global one.
         num_workers: Processes that prepare items.
+        per_step: Items of this rank that make one optimizer step.
+        fingerprint: Names the data and their order; a state with another one is refused.
     """
 
-    def __init__(self, dataset: Dataset[Item], *, epoch: int, seed: int, num_workers: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Item], *, epoch: int, seed: int, num_workers: int, per_step: int, fingerprint: str
+    ) -> None:
         sampler = EpochSampler(dataset)
         sampler.set_epoch(epoch)
         super().__init__(
@@ -52,6 +58,7 @@ class ResumableLoader(DataLoader[Item]):
             pin_memory=torch.cuda.is_available(),
         )
         self._sampler = sampler
+        self._per_step, self._fingerprint = per_step, fingerprint
         self._position = 0
         self._resume_at = 0
 
@@ -63,10 +70,27 @@ class ResumableLoader(DataLoader[Item]):
             self._position += 1
             yield item
 
-    def state_dict(self) -> dict[str, int]:
-        """Returns how many items of the epoch were handed out."""
-        return {"position": self._position % max(1, len(self))}
+    def state_dict(self) -> dict[str, int | str]:
+        """Returns how many items of the epoch were handed out, how many make a step, and which plan they are of."""
+        position = self._position % max(1, len(self))
+        return {"position": position, "per_step": self._per_step, "fingerprint": self._fingerprint}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration begin there."""
-        self._resume_at = state["position"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next iteration begin at the same optimizer step, also where a step has another number of items.
+
+        Raises:
+            ConfigurationError: If the state is of other data or another order, or lies inside a step.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise ConfigurationError(
+                "the checkpoint is of other training data or another order of them (source, encoder, max_length, "
+                "global_batch_size or seed differ), so its place in them means nothing here; resume with the settings "
+                "of the checkpoint, or start a new run from its weights"
+            )
+        step, rest = divmod(state["position"], state["per_step"])
+        if rest and state["per_step"] != self._per_step:
+            raise ConfigurationError(
+                f"the checkpoint was written inside an optimizer step of {state['per_step']} micro-batches per rank, a "
+                f"step has {self._per_step} now; resume with the same accumulate_grad_batches and number of ranks"
+            )
+        self._resume_at = step * self._per_step + rest

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class SFTDataModule(BenchmarkDataModule):
     The samples of a step are the same whatever the number of ranks and micro-batches. The last step of an epoch may
     have fewer samples, as in the reference; all its micro-batches still exist.
 
-    Samples longer than `max_length` and samples that cannot be encoded are set aside when the data are read, counted
+    Samples without reasoning (unless the template has a form for them), longer than `max_length`, or that cannot be
+    encoded are set aside when the data are read, counted
     and logged; nothing is truncated.
 
     Args:
@@ -75,6 +77,7 @@ class SFTDataModule(BenchmarkDataModule):
         self.shuffle_options = shuffle_options
         self.seed = seed
         self.num_workers = num_workers
+        self.accumulate_grad_batches: int | None = None  # as it was when the steps were planned
         self._plan: StepPlan | None = None
 
     @property
@@ -97,8 +100,10 @@ class SFTDataModule(BenchmarkDataModule):
                 f"{ranks} ranks x {accumulate} micro-batches (trainer.accumulate_grad_batches); lower "
                 "accumulate_grad_batches or raise global_batch_size"
             )
+        self.accumulate_grad_batches = accumulate
         samples = self.train.load()
-        lengths = measure(samples, self.encoder, max_length=self.max_length)
+        quiet = trainer is not None and trainer.global_rank > 0
+        lengths = measure(samples, self.encoder, max_length=self.max_length, quiet=quiet)
         self._plan = StepPlan(
             indices=tuple(lengths),
             prompt_tokens=tuple(prompt for prompt, _ in lengths.values()),
@@ -121,40 +126,57 @@ class SFTDataModule(BenchmarkDataModule):
         )  # fmt: skip
         # on resume Lightning asks for the iterator before it sets the epoch
         epoch = cast(Any, trainer.fit_loop.epoch_progress.current).processed if trainer else 0
-        return ResumableLoader(dataset, epoch=epoch, seed=self.seed, num_workers=self.num_workers)
+        return ResumableLoader(
+            dataset,
+            epoch=epoch,
+            seed=self.seed,
+            num_workers=self.num_workers,
+            per_step=dataset.per_step,
+            fingerprint=self._plan.fingerprint,
+        )
 
 
-def measure(samples: Sequence[Sample], encoder: PromptEncoder, *, max_length: int) -> dict[int, tuple[int, int]]:
+def measure(
+    samples: Sequence[Sample], encoder: PromptEncoder, *, max_length: int, quiet: bool = False
+) -> dict[int, tuple[int, int]]:
     """Returns index -> (prompt tokens, target tokens) of the samples that can be trained on.
 
+    What is left out is logged: each with its reason at level INFO, the counts as one warning.
+
+    Args:
+        samples: What the source gave.
+        encoder: How they become prompts and targets.
+        max_length: Longest prompt and target together, in tokens.
+        quiet: No progress bar and no warning; for all ranks but one.
+
     Raises:
-        DataError: If none can.
+        DataError: If none is left.
     """
     lengths: dict[int, tuple[int, int]] = {}
     refused: Counter[str] = Counter()
-    hidden = len(samples) < 2000  # a progress bar only where there is something to wait for
+    first: dict[str, str] = {}
+    hidden = quiet or len(samples) < 2000  # a progress bar only where there is something to wait for
     for index in track(range(len(samples)), description="measuring samples", disable=hidden, transient=True):
         sample = samples[index]
         try:
             encoder.check_text(sample)
-            length = encoder.prompt_length(sample), len(encoder.encode_target(sample))
+            prompt, target = encoder.prompt_length(sample), len(encoder.encode_target(sample))
         except DataError as error:
-            refused["cannot be encoded"] += 1
-            logger.warning("left out: %s", error)
-            continue
-        if sum(length) > max_length:
-            refused[f"longer than max_length={max_length} tokens"] += 1
-            logger.info("left out: question %s has %d tokens, more than %d", sample.uid, sum(length), max_length)
-            continue
-        lengths[index] = length
-    if refused:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-        logger.warning("%d of %d training samples are left out: %s", refused.total(), len(samples), reasons)
+            reason, detail = "cannot be encoded", str(error)
+        else:
+            if prompt + target <= max_length:
+                lengths[index] = prompt, target
+                continue
+            reason = f"longer than max_length={max_length}"
+            detail = f"question {sample.uid} has {prompt + target} tokens"
+        refused[reason] += 1
+        first.setdefault(reason, detail)
+        logger.info("left out: %s (%s)", detail, reason)
+    summary = "; ".join(f"{count} {reason}, the first: {first[reason]}" for reason, count in refused.most_common())
     if not lengths:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-        raise DataError(
-            f"no training sample is left of {len(samples)}: {reasons}. Raise data.max_length, or check the source"
-        )
+        raise DataError(f"no training sample is left of {len(samples)}: {summary}. Raise max_length, or mend these")
+    if refused and not quiet:
+        logger.warning("%d of %d training samples are left out: %s", refused.total(), len(samples), summary)
     return lengths
 
 
@@ -182,6 +204,12 @@ class StepPlan:
     def steps(self) -> int:
         """Optimizer steps of one epoch, the last one possibly smaller."""
         return -(-len(self.indices) // self.global_batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of what decides which samples make which step; ranks and micro-batches do not."""
+        parts = (self.indices, self.prompt_tokens, self.target_tokens, self.global_batch_size, self.seed)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def order(self, epoch: int) -> list[int]:
         """The epoch's order of positions in `indices`."""

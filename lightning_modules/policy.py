@@ -21,8 +21,8 @@ from medvlt.rewards.grade import GradePolicy
 class PolicyModule(RolloutModule):
     """Holds the policy; `SFTModule` and `GRPOModule` add a `training_step`.
 
-    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`,
-    `on_load_checkpoint`.
+    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`, `on_load_checkpoint`,
+    `on_train_epoch_start`.
 
     Args:
         backbone: Which Qwen2.5-VL, and how to load it.
@@ -46,8 +46,14 @@ class PolicyModule(RolloutModule):
                 f"model.backbone.name={self.backbone.name!r} and data.encoder.model={encoder.model!r} differ; prompts "
                 "must be encoded with the tokenizer of the backbone, so set both to the same folder or name"
             )
-        # more than one rank exchanges gradients or shards, so all must touch the vision tower in every micro-batch
-        policy = Policy(load_backbone(self.backbone), always_run_vision=self.trainer.world_size > 1)
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ConfigurationError(
+                f"precision {self.trainer.precision!r} would round weights, optimizer state and loss weights; use "
+                "'bf16-mixed' (and backbone.dtype: bfloat16 where the base is frozen under LoRA)"
+            )
+        backbone = load_backbone(self.backbone)
+        vision_is_trained = any(p.requires_grad for name, p in backbone.named_parameters() if "visual" in name)
+        policy = Policy(backbone, always_run_vision=vision_is_trained or self.trainer.world_size > 1)
         self.policy = shard(policy, self.device_mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -73,15 +79,26 @@ class PolicyModule(RolloutModule):
         """Advances the schedule; the schedules used here need no metric."""
         scheduler.step()
 
+    def on_train_epoch_start(self) -> None:
+        """Refuses a change of `accumulate_grad_batches` during the run: steps are planned with the first value."""
+        planned = getattr(getattr(self.trainer, "datamodule", None), "accumulate_grad_batches", None)
+        if planned not in (None, self.trainer.accumulate_grad_batches):
+            raise ConfigurationError(
+                f"trainer.accumulate_grad_batches was {planned} when the optimizer steps were planned and is "
+                f"{self.trainer.accumulate_grad_batches} now; remove the callback that changes it"
+            )
+
     def _total_optimizer_steps(self) -> int:
         # `trainer.estimated_stepping_batches` would build the loader before its state is restored, which silently
         # breaks resuming in the middle of an epoch
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        steps = getattr(getattr(self.trainer, "datamodule", None), "optimizer_steps_per_epoch", None)
-        if steps is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+        trainer = self.trainer
+        bounds = [trainer.max_steps] if trainer.max_steps > 0 else []
+        per_epoch = getattr(getattr(trainer, "datamodule", None), "optimizer_steps_per_epoch", None)
+        if per_epoch is not None and trainer.max_epochs and trainer.max_epochs > 0:
+            bounds.append(per_epoch * trainer.max_epochs)
+        if not bounds and self.optimization.total_steps is None:
             raise ConfigurationError(
                 "the schedule needs the number of optimizer steps: set trainer.max_steps, or trainer.max_epochs with a "
                 "data module that knows its steps (SFTDataModule), or model.optimization.total_steps"
             )
-        return int(steps) * self.trainer.max_epochs
+        return min(bounds, default=1)

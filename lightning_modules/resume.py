@@ -14,8 +14,8 @@ from typing import Any
 def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
     """Rewrites the loop state of a checkpoint taken after the last batch of an epoch, in place.
 
-    Totals (and with them the global step) stay; the counts of the current epoch start at zero. Any other checkpoint is
-    left as it is.
+    Such a checkpoint resumes without the validation that would have followed that batch. Totals (and with them the
+    global step) stay; the counts of the current epoch start at zero. Any other checkpoint is left as it is.
 
     Args:
         checkpoint: As Lightning hands it to `on_load_checkpoint`, before the loops are restored from it.
@@ -26,6 +26,10 @@ def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
     if not batches["is_last_batch"] or batches["current"]["processed"] != batches["current"]["ready"]:
         return
+    if (
+        batches["total"]["completed"] < batches["total"]["ready"]
+    ):  # written inside the last batch, before it was counted
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
     batches["is_last_batch"] = False
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["total"] = dict.fromkeys(batches["total"], batches["total"]["ready"])

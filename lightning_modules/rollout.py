@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlt.data.batches import PromptBatch
 from medvlt.errors import MissingRolloutError
@@ -26,8 +26,8 @@ class RolloutModule(LightningModule):
 
     Hooks used: `on_validation_epoch_start`, `validation_step`, `on_validation_epoch_end`, the same for test, and
     `predict_step`.
-    Logs, with `val` or `test` in front and per benchmark: `accuracy`, `correct`, `count`, `format_rate`,
-    `truncation_rate`, `mean_tokens`; and `val/accuracy`, the unweighted mean over benchmarks.
+    Logs, with `val` or `test` in front and per benchmark: `accuracy`, `correct`, `count`, `questions`,
+    `format_rate`, `truncation_rate`, `mean_tokens`; and `val/accuracy`, the unweighted mean over benchmarks.
 
     Args:
         grader: Rules for right and wrong: "robust", or one that reproduces the reference.
@@ -36,7 +36,7 @@ class RolloutModule(LightningModule):
     def __init__(self, grader: GradePolicy = "robust") -> None:
         super().__init__()
         self.grader: GradePolicy = grader
-        self.benchmarks = nn.ModuleDict()
+        self.benchmarks: dict[str, BenchmarkMetrics] = {}  # not submodules: they belong in no checkpoint
 
     def grade_batch(self, batch: PromptBatch) -> list[list[Verdict]]:
         """Attaches the verdicts of all completions, one list per question, and returns them.
@@ -90,7 +90,7 @@ class RolloutModule(LightningModule):
     def _start_benchmarks(self) -> None:
         # by name and in one order on every rank, also on a rank that gets no question of some benchmark
         names = getattr(getattr(self.trainer, "datamodule", None), "benchmark_names", ())
-        self.benchmarks = nn.ModuleDict({name: BenchmarkMetrics() for name in names}).to(self.device)
+        self.benchmarks = {name: BenchmarkMetrics().to(self.device) for name in names}
 
     def _count(self, batch: PromptBatch) -> None:
         verdicts = self.grade_batch(batch)
@@ -98,7 +98,8 @@ class RolloutModule(LightningModule):
             self.benchmarks[batch.benchmark] = BenchmarkMetrics().to(self.device)
         flat = [verdict for group in verdicts for verdict in group]
         completions = [completion for group in batch.groups or () for completion in group.completions]
-        cast(BenchmarkMetrics, self.benchmarks[batch.benchmark]).update(
+        self.benchmarks[batch.benchmark].update(
+            questions=len(batch.samples),
             correct=self._column([verdict.correct for verdict in flat]),
             format_ok=self._column([verdict.format_ok for verdict in flat]),
             truncated=self._column([completion.finish_reason == "length" for completion in completions]),
@@ -109,9 +110,7 @@ class RolloutModule(LightningModule):
         return torch.tensor(values, device=self.device)
 
     def _log_benchmarks(self, stage: str) -> None:
-        results: dict[str, dict[str, Any]] = {
-            name: cast(BenchmarkMetrics, metrics).compute() for name, metrics in self.benchmarks.items()
-        }
+        results: dict[str, dict[str, Any]] = {name: metrics.compute() for name, metrics in self.benchmarks.items()}
         for name, values in results.items():
             self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items()})
         if results:

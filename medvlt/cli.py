@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -24,14 +25,14 @@ from medvlt.errors import ConfigurationError, MedvltError
 from medvlt.paths import check_sibling
 from medvlt.rollout import scripted, transformers
 
-SIBLINGS = (callbacks, datamodules, lightning_modules)
-NAMED_IN_YAML = (*SIBLINGS, mixture, phantom, sources, scripted, transformers)
+OURS = (callbacks, datamodules, lightning_modules)
+NAMED_IN_YAML = (*OURS, mixture, phantom, sources, scripted, transformers)
 """Modules whose classes a config may name without a module; the parser knows a class once it is imported."""
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")
 """Values of `ckpt_path` that Lightning resolves itself."""
 
-for _package in SIBLINGS:
+for _package in OURS:
     check_sibling(_package)
 
 
@@ -71,7 +72,7 @@ def run(args: Sequence[str]) -> None:
         args: Command and options, such as `["fit", "--config", "my.yaml"]`.
 
     Raises:
-        ConfigurationError: If an option or a config file is wrong.
+        ConfigurationError: If an option or a config file is wrong, or Lightning refuses the settings.
     """
     # Lightning's remarks on what is meant here: training without validation, and torch's own renaming
     warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")
@@ -94,6 +95,8 @@ def run(args: Sequence[str]) -> None:
         )
     except jsonargparse.ArgumentError as error:
         raise ConfigurationError(f"{readable(str(error))}\n(options: medvlt {args[0]} --help)") from error
+    except MisconfigurationException as error:  # Lightning's own word for settings that contradict one another
+        raise ConfigurationError(str(error)) from error
 
 
 def readable(message: str) -> str:

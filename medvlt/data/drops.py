@@ -23,10 +23,11 @@ class DropReason(StrEnum):
     OPEN_QUESTION = "open_question"  # no options, and the source does not allow that
     BAD_OPTIONS = "bad_options"  # unreadable, a label outside A to Z, an option without text
     TOO_FEW_OPTIONS = "too_few_options"
-    EQUAL_OPTIONS = "equal_options"  # two options that differ at most in case and outer blanks
-    BAD_LABEL = "bad_label"  # the label is none of the options, or missing and not to be had from the answer
+    EQUAL_OPTIONS = "equal_options"  # two options that differ at most in outer blanks
+    BAD_LABEL = "bad_label"  # a label is none of the options, or missing and not to be had from the answer
     NO_ANSWER = "no_answer"
     ANSWER_MISMATCH = "answer_mismatch"  # the label names one option, the answer is another
+    REASONING_TAGS = "reasoning_tags"  # the reasoning holds think or answer tags beyond one pair around it
     SPECIAL_TOKEN = "special_token"  # the text holds a control token of the tokenizer
     MISSING_IMAGE = "missing_image"
     PATH_ESCAPE = "path_escape"  # the picture lies outside the image folder

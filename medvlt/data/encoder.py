@@ -10,10 +10,11 @@ from functools import cached_property
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from medvlt.data.images import ImageLimits, image_size, prepare_image, target_size
+from medvlt.data.decode import image_size
+from medvlt.data.images import ImageLimits, prepare_image, target_size
 from medvlt.data.packing import EncodedPrompt
 from medvlt.data.prompts import PromptTemplate, chat_messages
 from medvlt.errors import ConfigurationError, DataError
@@ -62,12 +63,19 @@ class PromptEncoder:
     @cached_property
     def image_processor(self) -> Qwen2VLImageProcessorPil:
         """The Pillow and numpy picture processor with the folder's mean, deviation and patch sizes."""
-        return Qwen2VLImageProcessorPil.from_pretrained(self.model, revision=self.revision)
+        try:
+            return Qwen2VLImageProcessorPil.from_pretrained(self.model, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"encoder.model={self.model!r} has no preprocessor_config.json that can be loaded; give the folder or "
+                f"Hub name of the backbone. ({error})"
+            ) from error
 
     @cached_property
     def image_token_id(self) -> int:
         """Token that stands for one visual token."""
-        return int(AutoConfig.from_pretrained(self.model, revision=self.revision).image_token_id)
+        token: int = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        return token
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -60,8 +60,9 @@ def int_field(record: Mapping[str, object], name: str, *, default: int) -> int:
 def options_field(value: object) -> dict[str, str]:
     """Returns the options in order, {} if there are none.
 
-    Labels are single letters A to Z. There are at least two options, each with text, and no two are equal when case and
-    outer blanks are ignored. A null text means that the label is not there: a table gives every row the same labels.
+    Labels are single letters A to Z. There are at least two options, each with text, and no two are equal when outer
+    blanks are ignored; case counts, as in AA, Aa and aa. A null text means that the label is not there: a table gives
+    every row the same labels.
 
     Args:
         value: A JSON object as text, a mapping, or None.
@@ -93,7 +94,7 @@ def options_field(value: object) -> dict[str, str]:
         raise RecordError(DropReason.TOO_FEW_OPTIONS, "at least two options are needed, got one")
     seen: dict[str, str] = {}
     for label, text in options.items():
-        twin = seen.setdefault(text.strip().casefold(), label)
+        twin = seen.setdefault(text.strip(), label)
         if twin != label:
             raise RecordError(DropReason.EQUAL_OPTIONS, f"options {twin} and {label} are equal: {text!r:.80}")
     return options

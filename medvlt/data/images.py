@@ -9,21 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from medvlt.data.decode import MAX_ASPECT, check_image, image_size, open_image, resolve_image
+from medvlt.data.decode import MAX_ASPECT, open_image
 from medvlt.errors import ConfigurationError
 from medvlt.types import ImageSource
-
-__all__ = [
-    "TOKEN_SIDE",
-    "ImageLimits",
-    "check_image",
-    "image_size",
-    "image_token_count",
-    "open_image",
-    "prepare_image",
-    "resolve_image",
-    "target_size",
-]
 
 TOKEN_SIDE = 28
 """Side in pixels of the square that becomes one token: patches of 14, merged 2 by 2."""

@@ -77,7 +77,8 @@ class Mixture(Source):
 
     Args:
         sources: The sources.
-        weights: One number >= 0 per source; only their ratios count. Null chains the sources.
+        weights: One number >= 0 per source; only their ratios count. A source of weight 0 is not even loaded. Null
+            chains the sources.
         size: Samples in the set; needs weights. Null takes the largest set that repeats nothing.
         seed: Seed of choice and order.
         repeat: Whether `size` may ask more of a source than it has. Its samples then come in whole passes, the last one
@@ -114,7 +115,9 @@ class Mixture(Source):
         Raises:
             DataError: If a source has too few samples for its share and nothing may be repeated.
         """
-        parts, repeated = _without_repeats([source.load() for source in self.sources])
+        weights = self.weights or [1.0] * len(self.sources)
+        used = [source for source, weight in zip(self.sources, weights, strict=True) if weight]
+        parts, repeated = _without_repeats([source.load() for source in used])
         chain = Chain(parts)
         uids = [uid for part in parts for uid in part.uids]
         picked = [(index, 0) for index in range(len(chain))] if self.weights is None else self._pick(chain, uids)
@@ -140,7 +143,7 @@ class Mixture(Source):
         return picked
 
     def _counts(self, parts: tuple[SampleSet, ...]) -> list[int]:
-        weights = self.weights or []
+        weights = [weight for weight in self.weights or [] if weight]
         shares = [weight / sum(weights) for weight in weights]
         # floor of a float quotient may fall one short: 3 / 0.3 is 10, 0.3 * 10 is 3
         largest = min(math.floor(len(part) / share + 1e-9) for part, share in zip(parts, shares, strict=True) if share)

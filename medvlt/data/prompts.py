@@ -39,7 +39,8 @@ class PromptTemplate:
         option_separator: Before each option.
         option_format: One option; holds `{label}` and `{text}`.
         target_format: The reply to learn; holds `{reasoning}` and `{label}`.
-        answer_only_format: The reply for a sample without reasoning; holds `{label}`. Null refuses such samples.
+        answer_only_format: The reply for a sample without reasoning; holds `{label}`. Null refuses such samples,
+            since they would train the model to answer without thinking.
     """
 
     system: str | None = None
@@ -50,7 +51,7 @@ class PromptTemplate:
     option_separator: str = "\n\n"
     option_format: str = "{label}. {text}"
     target_format: str = "<think> {reasoning} </think>\n<answer> {label} </answer>"
-    answer_only_format: str | None = "<answer> {label} </answer>"
+    answer_only_format: str | None = None
 
     def __post_init__(self) -> None:
         _check_fields("option_format", self.option_format, {"label", "text"})
@@ -101,7 +102,7 @@ class PromptTemplate:
         if self.answer_only_format is None:
             raise DataError(
                 f"sample {sample.uid} has no reasoning to learn; leave such samples out (Subset with_reasoning=true) "
-                "or set answer_only_format"
+                "or set answer_only_format, as '<answer> {label} </answer>'"
             )
         return self.answer_only_format.format(label=label)
 

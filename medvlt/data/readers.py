@@ -15,8 +15,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
+from medvlt.data.decode import check_image, resolve_image
 from medvlt.data.drops import Drop, DropReason, ReadReport, RecordError
-from medvlt.data.images import check_image, resolve_image
 from medvlt.data.schema import Record, parse_record
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.types import Sample

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from PIL import Image
 
 from medvlt.data.drops import DropReason, RecordError
 from medvlt.data.fields import int_field, options_field, parse_json, text_field
+from medvlt.data.prompts import TEACHER_LABEL
 from medvlt.types import ImageSource, Sample
 
 Record: TypeAlias = Mapping[str, Any]
@@ -55,6 +57,9 @@ SPECIAL_TOKENS = (
 )
 """Texts that the tokenizer turns into control tokens: in a question they would break the turn or the pictures."""
 
+_PICTURE_COLUMN = re.compile(r"(image|img|picture|figure|photo)s?([_ -]?(path|file|file[_ -]?name|name|url)s?)?", re.I)
+_TAG = re.compile(r"</?(?:think|answer)>", re.I)
+
 
 def sample_uid(
     dataset_name: str, dataset_index: int | str, question: str, options: Mapping[str, str], answer: str
@@ -73,17 +78,21 @@ def sample_uid(
     return f"{dataset_name}:{dataset_index}:{digest[:8]}"
 
 
-def parse_record(record: Record, *, dataset_name: str | None, row: int, open_questions: bool = False) -> Sample:
+def parse_record(
+    record: Record, *, dataset_name: str | None, row: int, open_questions: bool = False, light: bool = False
+) -> Sample:
     """Returns the sample that a record describes.
 
     What can be filled in without a guess is filled in: the answer from its label, the label from an answer that equals
-    exactly one option.
+    exactly one option. Reasoning stored as `<think>...</think>`, with or without an answer block behind it, becomes the
+    text between the tags; the sample is written back that way.
 
     Args:
         record: The row; see the module.
         dataset_name: Name used where the record has none.
         row: Position in the source, from 0; stands in for a missing `dataset_index`.
         open_questions: Whether a question without options is allowed.
+        light: Whether the column `images` was left out on purpose.
 
     Raises:
         RecordError: If the record cannot be used; its `reason` says why.
@@ -98,11 +107,13 @@ def parse_record(record: Record, *, dataset_name: str | None, row: int, open_que
             DropReason.OPEN_QUESTION, "no options; set open_questions=true on the source to keep open questions"
         )
     label, answer = _label_and_answer(options, text_field(present, "answer_label"), text_field(present, "answer"))
-    reasoning = text_field(present, "reasoning")
+    reasoning = _reasoning(text_field(present, "reasoning"))
     _refuse_special_tokens((question, answer, reasoning or "", *options.values()))
     name = text_field(present, "dataset_name") or dataset_name or ""
     index = _dataset_index(present.get("dataset_index"), row)
     extra = {k: v for k, v in present.items() if k not in FIELDS and k not in (UID_COLUMN, PACKED_COLUMN)}
+    extra |= _packed(present.get(PACKED_COLUMN))
+    _check_extra(extra, options, pictures=bool(present.get("images")) or light)
     return Sample(
         uid=text_field(present, UID_COLUMN) or sample_uid(name, index, question, options, answer),
         question=question,
@@ -114,7 +125,7 @@ def parse_record(record: Record, *, dataset_name: str | None, row: int, open_que
         dataset_name=name,
         dataset_index=index,
         pass_count=int_field(present, "pass_count", default=-1),
-        extra=extra | _packed(present.get(PACKED_COLUMN)),
+        extra=extra,
     )
 
 
@@ -197,6 +208,36 @@ def _packed(value: object) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise RecordError(DropReason.BAD_FIELD, f"`{PACKED_COLUMN}` must hold a JSON object, got {value!r:.80}")
     return parsed
+
+
+def _reasoning(text: str | None) -> str | None:
+    if text is None or not (tags := _TAG.findall(text)):
+        return text
+    thought, _, rest = (part.strip() for part in text.partition("</think>"))
+    wrapped = thought.startswith("<think>") and tags[:2] == ["<think>", "</think>"]
+    answered = rest.startswith("<answer>") and rest.endswith("</answer>") and len(tags) == 4
+    if not wrapped or not (answered or not rest):
+        raise RecordError(
+            DropReason.REASONING_TAGS,
+            "`reasoning` must be plain text, or one <think>...</think> with at most one <answer>...</answer> behind "
+            f"it, got {text!r:.80}; remove the tags",
+        )
+    return thought.removeprefix("<think>").strip() or None
+
+
+def _check_extra(extra: Mapping[str, Any], options: Mapping[str, str], *, pictures: bool) -> None:
+    if (teacher := extra.get(TEACHER_LABEL)) and teacher not in list(options):
+        labels = ", ".join(options) or "none, the question is open"
+        raise RecordError(
+            DropReason.BAD_LABEL, f"`{TEACHER_LABEL}` must be one of the labels ({labels}), got {teacher!r:.40}"
+        )
+    for name, value in extra.items():
+        if value and not pictures and _PICTURE_COLUMN.fullmatch(name):
+            raise RecordError(
+                DropReason.BAD_FIELD,
+                f"`{name}` names a picture, but pictures are read from `images` alone; rename the column to images, "
+                "as a list",
+            )
 
 
 def _refuse_special_tokens(texts: tuple[str, ...]) -> None:

@@ -76,7 +76,7 @@ class Parquet(ReadChecks, Source):
 
     Args:
         path: A file, a folder of `*.parquet` files, a pattern such as `train-*.parquet`, or a list of these.
-        image_root: Folder that pictures stored as paths must lie in; by default that of the first file.
+        image_root: Folder that pictures stored as paths must lie in; by default that of the files, if they share one.
         dataset_name: Name of records that have none; by default the first file's name without its suffix.
     """
 
@@ -96,6 +96,12 @@ class Parquet(ReadChecks, Source):
             raise DataError(
                 f"cannot read {', '.join(map(str, files))} as Parquet files with the same columns: {_cause(error)}"
             ) from error
+        folders = sorted({str(file.parent.resolve()) for file in files})
+        if self.image_root is None and len(folders) > 1 and "images" in table.column_names:
+            raise DataError(
+                f"expected Parquet files of one folder, got {', '.join(folders)}, and cannot tell in which of them "
+                "pictures stored as paths lie; give image_root"
+            )
         return read_table(
             table,
             self,

@@ -53,15 +53,17 @@ class TableSamples(Sequence[Sample]):
 
     def light(self, index: int) -> Sample:
         """Returns the sample without its pictures."""
-        return self._parse(self._light_rows[index].to_pylist()[0], index)
+        return self._parse(self._light_rows[index].to_pylist()[0], index, light=True)
 
     def records(self) -> Iterator[Record]:
         """Yields the stored rows in order."""
         for batch in self._rows.iter(batch_size=64):
             yield from batch.to_pylist()
 
-    def _parse(self, record: Record, row: int) -> Sample:
-        return parse_record(record, dataset_name=self.dataset_name, row=row, open_questions=self.open_questions)
+    def _parse(self, record: Record, row: int, *, light: bool = False) -> Sample:
+        return parse_record(
+            record, dataset_name=self.dataset_name, row=row, open_questions=self.open_questions, light=light
+        )
 
 
 def read_table(

@@ -82,11 +82,18 @@ def write_saved(samples: Sequence[Sample], path: str | Path, *, overwrite: bool 
 
 
 def encoded(image: ImageSource) -> bytes:
-    """Returns the encoded file of a picture: its own bytes where it has any, else a PNG."""
+    """Returns the encoded file of a picture: its own bytes where it has any, else a PNG.
+
+    Raises:
+        DataError: If it is a file that cannot be read.
+    """
     if isinstance(image, bytes):
         return image
     if isinstance(image, Path):
-        return image.read_bytes()
+        try:
+            return image.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the picture {image}: {error}; put it back or leave the sample out") from error
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -94,7 +101,7 @@ def encoded(image: ImageSource) -> bytes:
 
 def _beside(image: ImageSource, path: Path) -> str:
     folder = path.parent.resolve()
-    if isinstance(image, Path) and (real := image.resolve(strict=True)).is_relative_to(folder):
+    if isinstance(image, Path) and (real := image.resolve()).is_relative_to(folder) and real.is_file():
         return real.relative_to(folder).as_posix()
     content = encoded(image)
     suffix = image.suffix if isinstance(image, Path) else _suffix(content)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from medvlt.errors import DataError
 from medvlt.evaluation.statistics import wilson_interval
+from medvlt.metrics.macro import macro_average
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,16 @@ class BenchmarkResult:
 
     Attributes:
         benchmark: Its name.
+        questions: Questions asked.
         correct: Completions graded right.
-        count: Completions graded.
+        count: Completions graded; several per question if more than one was sampled.
         format_rate: Share in the asked format, in [0, 1].
         truncation_rate: Share cut at the token limit, in [0, 1].
         mean_tokens: Mean length of a completion.
     """
 
     benchmark: str
+    questions: int
     correct: int
     count: int
     format_rate: float
@@ -44,8 +47,12 @@ class BenchmarkResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson interval of the accuracy at 95% confidence."""
-        return wilson_interval(self.correct, self.count)
+        """Wilson interval of the accuracy at 95% confidence.
+
+        Of several completions of a question only their mean counts, as one observation: they are not independent. This
+        is wide rather than narrow.
+        """
+        return wilson_interval(round(self.accuracy * self.questions), self.questions)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a record that JSON can hold, accuracy and interval included."""
@@ -80,7 +87,7 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
     )
     for column in ("model", "benchmark"):
         table.add_column(column)
-    for column in ("right", "asked", "accuracy", "95% interval", "format", "cut", "tokens"):
+    for column in ("questions", "right", "of", "accuracy", "95% interval", "format", "cut", "tokens"):
         table.add_column(column, justify="right")
     for label, results in runs.items():
         for number, result in enumerate(results):
@@ -88,6 +95,7 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
             table.add_row(
                 label if number == 0 else "",
                 result.benchmark,
+                str(result.questions),
                 str(result.correct),
                 str(result.count),
                 f"{result.accuracy:.1%}",
@@ -97,7 +105,7 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
                 f"{result.mean_tokens:.0f}",
             )
         if len(results) > 1:
-            mean = sum(result.accuracy for result in results) / len(results)
-            table.add_row("", "mean of benchmarks", "", "", f"{mean:.1%}", "", "", "", "")
+            mean = macro_average({result.benchmark: result.accuracy for result in results})
+            table.add_row("", "mean of benchmarks", "", "", "", f"{mean:.1%}", "", "", "", "")
         table.add_section()
     return table

@@ -23,16 +23,18 @@ class BenchmarkMetrics(nn.Module):
                 "accuracy": MultipleChoiceAccuracy(),
                 "correct": SumMetric(),
                 "count": SumMetric(),
+                "questions": SumMetric(),
                 "format_rate": FormatRate(),
                 "truncation_rate": TruncationRate(),
                 "mean_tokens": MeanLength(),
             }
         )
 
-    def update(self, *, correct: Tensor, format_ok: Tensor, truncated: Tensor, tokens: Tensor) -> None:
+    def update(self, *, questions: int, correct: Tensor, format_ok: Tensor, truncated: Tensor, tokens: Tensor) -> None:
         """Counts completions, each once.
 
         Args:
+            questions: How many questions they answer.
             correct: Whether each was graded right, (N,), bool.
             format_ok: Whether it has the asked format, (N,), bool.
             truncated: Whether it was cut at the token limit, (N,), bool.
@@ -42,6 +44,7 @@ class BenchmarkMetrics(nn.Module):
             "accuracy": correct,
             "correct": correct.sum(),
             "count": torch.tensor(len(correct)),
+            "questions": torch.tensor(questions),
             "format_rate": format_ok,
             "truncation_rate": truncated,
             "mean_tokens": tokens,

@@ -54,6 +54,8 @@ def shared_prefix_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )[0]
         return output, None
+    # under autocast the rotary embedding leaves queries and keys in float32; a lower-right mask wants equal types
+    query, key = query.to(value.dtype), key.to(value.dtype)
     # split, not slicing: the backward of a slice is a full-length tensor of zeros per segment, that of split one cat
     lengths = [segment.stop - segment.start for segment in attention_mask]
     queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))

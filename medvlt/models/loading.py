@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -99,9 +100,10 @@ def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | Pe
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except OSError as error:
+    except (OSError, ImportError, ValueError, SafetensorError) as error:
         raise ConfigurationError(
-            f"backbone.name={settings.name!r} has no safetensors weights that can be read: {error}"
+            f"backbone.name={settings.name!r} cannot be loaded as safetensors weights with vision_attention="
+            f"{settings.vision_attention!r} and dtype={settings.dtype!r}: {error}"
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
@@ -142,6 +144,14 @@ def prepare_backbone(
     total = sum(p.numel() for p in prepared.parameters())
     if trainable == 0:
         raise ConfigurationError(f"nothing is left to train: backbone.freeze={settings.freeze}")
+    half = [p.dtype for p in prepared.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        logger.warning(
+            "%d trained tensors are %s: at usual learning rates most updates round to nothing; use dtype float32 with "
+            "precision bf16-mixed, or LoRA",
+            len(half),
+            half[0],
+        )
     logger.info("%s: %s of %s parameters are trained", settings.name, f"{trainable:,}", f"{total:,}")
     prepared.train()
     return prepared

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medvlt.data.packing import PackedBatch
 from medvlt.models import attention, head
@@ -26,7 +25,8 @@ class Policy(nn.Module):
     Args:
         backbone: The model, with or without LoRA adapters.
         always_run_vision: Run the vision tower on a blank picture with weight zero when a batch has none. Needed when
-            gradients or shards are exchanged between ranks, as every rank must then use the same parameters.
+            gradients or shards are exchanged between ranks, as every rank must then use the same parameters in the
+            same order; and where the tower is trained, so that one rank decays its weights as several do.
     """
 
     def __init__(
@@ -60,24 +60,28 @@ class Policy(nn.Module):
 
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Returns the last hidden state that predicts each target, (N, D)."""
-        output: BaseModelOutputWithPast = self.base.model(
-            input_ids=batch.input_ids,
+        model = self.base.model
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+        if batch.pixel_values is not None:
+            inputs |= {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
+        elif self.always_run_vision:
+            # before the language model, as with a real picture: sharded ranks must gather parameters in one order
+            blank = self._blank_picture_features(batch.input_ids.device)
+            embeddings = model.get_input_embeddings()(batch.input_ids)
+            inputs = {"inputs_embeds": embeddings + 0.0 * blank.sum().to(embeddings.dtype)}
+        output = model(
+            **inputs,
             position_ids=batch.position_ids,
             attention_mask={"full_attention": batch.segments},
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
             use_cache=False,
         )
-        hidden = cast(Tensor, output.last_hidden_state)[0, batch.sources]
-        if self.always_run_vision and batch.pixel_values is None:
-            hidden = hidden + 0.0 * self._blank_picture_features(hidden).sum()
+        hidden: Tensor = output.last_hidden_state[0, batch.sources]
         return hidden
 
-    def _blank_picture_features(self, like: Tensor) -> Tensor:
+    def _blank_picture_features(self, device: torch.device) -> Tensor:
         vision = self.base.config.vision_config
         side = vision.spatial_merge_size
         patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        pixels = torch.zeros(side * side, patch, device=like.device)
-        grid = torch.tensor([[1, side, side]], device=like.device)
-        features = self.base.model.get_image_features(pixels, grid, return_dict=True).pooler_output
-        return torch.cat(features).to(like.dtype)
+        pixels = torch.zeros(side * side, patch, device=device)
+        grid = torch.tensor([[1, side, side]], device=device)
+        return torch.cat(self.base.model.get_image_features(pixels, grid, return_dict=True).pooler_output)

@@ -7,6 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLVisionBlock
 
+from medvlt.errors import ConfigurationError
 from medvlt.models.policy import Policy
 
 SHARDED_BLOCKS = (Qwen2_5_VLDecoderLayer, Qwen2_5_VLVisionBlock)
@@ -22,9 +23,17 @@ def shard(policy: Policy, mesh: DeviceMesh | None) -> Policy:
 
     Returns:
         The same policy.
+
+    Raises:
+        ConfigurationError: If the mesh asks for tensor parallelism.
     """
     if mesh is None:
         return policy
+    if mesh["tensor_parallel"].size() != 1:
+        raise ConfigurationError(
+            f"the strategy splits each layer over {mesh['tensor_parallel'].size()} ranks; this model is not written "
+            "for tensor parallelism; set tensor_parallel_size: 1 and data_parallel_size to the number of all ranks"
+        )
     data_parallel = mesh["data_parallel"]
     for module in policy.modules():
         if isinstance(module, SHARDED_BLOCKS):

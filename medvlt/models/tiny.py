@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from medvlt.data.files import replacing
 from medvlt.errors import ConfigurationError
 
 END_OF_TEXT, END_OF_TURN, IMAGE_PAD, VIDEO_PAD = "<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -183,14 +184,19 @@ def build_tiny(
         The folder.
 
     Raises:
-        ConfigurationError: If the folder exists and is not empty, so that no model is overwritten.
+        ConfigurationError: If the folder exists and is not empty, so that no model is overwritten, or there is no
+            tokenizer at `tokenizer_from`.
+        DataError: If the folder cannot be written.
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} exists and is not empty; choose another folder or delete it first")
     if tokenizer_from is None:
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(corpus)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"tokenizer_from={tokenizer_from!r} holds no tokenizer: {error}") from error
     config = tiny_config(tokenizer, size or TinySize())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -199,7 +205,10 @@ def build_tiny(
     model.generation_config = GenerationConfig(
         do_sample=True, bos_token_id=ends[1], eos_token_id=ends, pad_token_id=ends[1]
     )
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=16384 * 28 * 28).save_pretrained(output)
+    if output.exists():
+        output.rmdir()
+    with replacing(output, overwrite=False) as folder:  # whole or not at all
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=16384 * 28 * 28).save_pretrained(folder)
     return output

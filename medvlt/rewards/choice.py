@@ -37,12 +37,14 @@ class Options:
     Attributes:
         labels: Letter in capitals to the label as it is stored.
         texts: Label, text as stored, and its tokens.
+        bare: Option label or text, case folded and without punctuation around it, to the label.
         polarity: Label of the only option that says yes, and of the only one that says no; absent if not unique.
         window: Characters of a statement that are read. Longer than any option with an explanation begun.
     """
 
     labels: dict[str, str]
     texts: tuple[tuple[str, str, tuple[Token, ...]], ...]
+    bare: dict[str, str]
     polarity: dict[bool, str]
     window: int
 
@@ -68,7 +70,9 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         if len(matching) == 1:
             polarity[value] = matching[0]
     longest = max((len(text) for _, text in items), default=0)
-    return Options({label.strip().upper(): label for label, _ in items}, texts, polarity, 2 * longest + 300)
+    bare = {_bare(text): label for label, text in items} | {_bare(label): label for label, _ in items}
+    letters = {label.strip().upper(): label for label, _ in items}
+    return Options(letters, texts, bare, polarity, 2 * longest + 300)
 
 
 def agree(readings: Iterable[Reading | None]) -> Reading | None:
@@ -84,18 +88,20 @@ def agree(readings: Iterable[Reading | None]) -> Reading | None:
 def read_answer_blocks(blocks: Sequence[str], options: Options) -> Reading:
     """Returns what the last of the blocks chooses, if no other one chooses differently. At least one block."""
     distinct = list(dict.fromkeys(reversed(blocks)))[:_LIMIT]  # last one first
-    readings = [read_text(block, options) for block in reversed(distinct)]
+    readings = [read_text(block, options, announced=True) for block in reversed(distinct)]
     return (agree(readings) if readings[-1] else None) or _UNKNOWN
 
 
-def read_text(text: str, options: Options) -> Reading | None:
+def read_text(text: str, options: Options, *, announced: bool = False) -> Reading | None:
     r"""Returns what a text chooses, or None if it chooses nothing.
 
     From strong to weak: the text is an option as a whole; `\boxed{}`; the last "the answer is"; "B is correct"; the
-    first or last line is an option. Within each kind, two different answers are AMBIGUOUS, unless words such as "wait"
-    or "therefore" stand between two declarations: then the later one holds.
+    last "the diagnosis is"; the first or last line is an option; the last sentence ends with a label and its own text.
+    Within each kind, two different answers are AMBIGUOUS, unless words such as "wait" or "therefore" stand between two
+    declarations: then the later one holds. With `announced`, a tag says that this is an answer, so that the first or
+    last line need not end with it.
     """
-    text = text.strip()
+    text = parsing.without_continuations(text.strip())
     whole = _whole(text, options)
     if whole is not None:
         return whole
@@ -106,7 +112,9 @@ def read_text(text: str, options: Options) -> Reading | None:
         labels = (options.labels.get(letter) for letter in letters)
         reading = agree(Reading(label, Reason.LABEL) for label in labels if label)
     if reading is None:
-        reading = _undeclared(text, options)
+        reading = _declared(text, options, topic=True) or _undeclared(text, options, announced=announced)
+    if reading is None and not boxed:
+        reading = _paired(text, options)
     return reading or (_UNKNOWN if boxed or _declares(text) else None)
 
 
@@ -131,6 +139,10 @@ def read_statement(text: str, options: Options, *, strict: bool = False) -> Read
         items.pop()  # the beginning of a longer phrase, not an answer
     if not items[-1].closed or (strict and not parsing.ends_sentence(text, items[-1].end)):
         return None
+    if items[-1].reason is not Reason.LABEL and parsing.is_refuted(text, items[-1].end):
+        return None
+    if parsing.is_retracted(text[items[-1].end :]):
+        return _AMBIGUOUS
     named = {item.label for item in items}
     listed = all(item.reason is Reason.LABEL for item in items)
     letters = parsing.alternatives(text, items[-1].end, listed=listed)
@@ -167,14 +179,13 @@ def _declares(text: str) -> bool:
     return any(declaration.named for declaration in parsing.declarations(text, 1))
 
 
-def _declared(text: str, options: Options) -> Reading | None:
-    """Returns the answer that the last readable phrase such as "the answer is" announces."""
+def _declared(text: str, options: Options, *, topic: bool = False) -> Reading | None:
+    """Returns the answer that the last readable phrase such as "the answer is" (`topic`: "diagnosis") announces."""
     current: Reading | None = None
     revised = False
-    for declaration in parsing.declarations(text, _LIMIT):
+    for declaration in parsing.declarations(text, _LIMIT, topic=topic):
         revised = revised or declaration.revises
-        line = text[declaration.end : declaration.end + options.window].partition("\n")[0]
-        reading = read_statement(line, options, strict=declaration.weak)
+        reading = _head(text[declaration.end : declaration.end + options.window], options, strict=declaration.weak)
         if reading is None:
             continue
         holds = current is None or revised or reading.label == current.label
@@ -183,22 +194,61 @@ def _declared(text: str, options: Options) -> Reading | None:
     return current
 
 
-def _undeclared(text: str, options: Options) -> Reading | None:
+def _head(text: str, options: Options, *, strict: bool = False, strict_text: bool = False) -> Reading | None:
+    """Returns the option named by the first line, AMBIGUOUS if the next line takes it back.
+
+    `strict` is that of `read_statement`; `strict_text` applies it to an option named by its text only.
+    """
+    line, _, rest = text.partition("\n")
+    reading = read_statement(line, options, strict=strict)
+    if strict_text and reading is not None and reading.reason in (Reason.TEXT, Reason.SYNONYM):
+        reading = read_statement(line, options, strict=True)
+    return _AMBIGUOUS if reading and parsing.is_retracted(rest, at_once=True) else reading
+
+
+def _undeclared(text: str, options: Options, *, announced: bool) -> Reading | None:
     """Returns the option that is the first or the last line, if the text lists no other."""
     text = parsing.before_explanation(text).strip()
-    readings: list[Reading | None] = []
-    for line in (text.partition("\n")[0], text.rpartition("\n")[2]):
-        found = read_statement(line, options)
-        prose = found is not None and found.reason in (Reason.TEXT, Reason.SYNONYM)
-        # nothing announces an answer here, so "aspirin (an old drug) would harm" must not count as one
-        readings.append(read_statement(line, options, strict=True) if prose else found)
+    # nothing announces an answer in prose, so "aspirin (an old drug) would harm" must not count as one
+    readings = [_head(part, options, strict_text=not announced) for part in (text, text.rpartition("\n")[2])]
     reading = agree(readings)
     if reading is None or reading.label is None:
         return reading
     own = next(raw for label, raw, _ in options.texts if label == reading.label)
     letters = parsing.labels_in(text) - parsing.labels_in("; " + own)  # such as the option "C. difficile colitis"
     listed = {options.labels[letter] for letter in letters if letter in options.labels}
+    listed |= {options.bare[line] for raw in text.split("\n") if (line := _bare(raw)) in options.bare}
     return _AMBIGUOUS if listed - {reading.label} else reading
+
+
+def _bare(text: str) -> str:
+    """Returns a line without what may stand around an option, for a quick look whether it is nothing else."""
+    return text.strip(" \t\r>*-.,;:()[]").casefold()
+
+
+def _paired(text: str, options: Options) -> Reading | None:
+    """Returns the option that ends the last sentence with label and text ("(B) Aspirin", "aspirin (B)"), if alone."""
+    text = parsing.tidy(parsing.last_sentence(text)[-options.window - 1 :]).strip()
+    if len(text) > options.window or text.endswith("?"):
+        return None  # a sentence that cannot be read as a whole, or a question
+    for mark in parsing.single_capitals(text)[-_LIMIT:]:
+        label = options.labels.get(mark[1])
+        wanted = next((tokens for name, _, tokens in options.texts if name == label), ())
+        behind = parsing.tokenise(text[mark.end() :])
+        before = parsing.tokenise(text[: mark.start()])[-len(wanted) :]
+        if wanted and _match(wanted, behind) == len(behind) > 0:
+            rest = text[: mark.start()]
+        elif not behind and mark[0] != mark[1] and _match(wanted, before) == len(before) > 0:
+            rest = text[: before[0].start]
+        else:
+            continue
+        others = {options.labels.get(other[1]) for other in parsing.single_capitals(rest)} - {label, None}
+        tokens = parsing.tokenise(rest)
+        for name, _, own in options.texts:
+            if any(_match(own, tokens[start:]) for start in range(len(tokens))):
+                others.add(name)
+        return None if others - {label} or parsing.is_doubted(rest) else Reading(label, Reason.LABEL_AND_TEXT)
+    return None
 
 
 def _match(wanted: Sequence[Token], found: Sequence[Token]) -> int:
@@ -261,7 +311,7 @@ def _item(text: str, tokens: Sequence[Token], position: int, options: Options) -
     if own is not None and closed and own.label == label:
         return _Item(label, Reason.LABEL_AND_TEXT, own.end, closed=True)
     upper = mark.letter.isupper()
-    ends = mark.bracketed or parsing.ends_label(text, mark.end) or (upper and parsing.is_tight(text, mark.end))
+    ends = mark.bracketed or parsing.ends_label(text, mark.end)
     if upper and _is_species(parsing.abbreviated(text, mark.end), label, options):
         return named
     if not ends:

@@ -37,8 +37,8 @@ def grade(text: str, sample: Sample, *, policy: GradePolicy = "robust", truncate
     Args:
         text: The completion, special tokens left out. Any string; the work is linear in its length.
         sample: The question. Without options, the robust policy gives OPEN_QUESTION.
-        policy: The rules. `format_ok` follows them too: exactly one thinking and one answer block, in this order, with
-            white space around them at most (robust), or the looser gate of the reference.
+        policy: The rules. `format_ok` follows them too: exactly one thinking and one answer block, in this order,
+            neither blank, with white space around them at most (robust), or the looser gate of the reference.
         truncated: Whether the completion ended at its token limit.
 
     Returns:
@@ -62,7 +62,7 @@ def grade(text: str, sample: Sample, *, policy: GradePolicy = "robust", truncate
         known = ", ".join(get_args(GradePolicy))
         raise ConfigurationError(f"expected one of the grading policies {known}; got {policy!r}; use one of these")
     correct, label, reason = _REFERENCE[policy](text, sample)
-    return Verdict(correct, label, parsing.has_reference_format(text), reason, GRADER_VERSION)
+    return Verdict(correct, label, reference.has_reference_format(text), reason, GRADER_VERSION)
 
 
 def _robust(text: str, sample: Sample, *, truncated: bool) -> tuple[str | None, Reason]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an answer may stand in a text. The only regular expressions of the grader live here.
+"""Where an answer may stand in a text. The regular expressions of the robust grader live here.
 
 Every function is linear in the length of its text: patterns begin with a literal or a bounded class, repeats that could
 backtrack are possessive (`*+`), and pairs of tags are found by scanning once, not by a lazy dot.
@@ -22,7 +22,7 @@ _NEGATION = r"(?:not|never|neither|nor|cannot|wrong|incorrect|doubt|unlikely|\w+
 _HEDGE = r"(?:may|might|could|if|whether)"
 _FORWARD = re.compile(
     rf"""
-    (?: \b(?P<named> answer | (?:correct|right|best|final|appropriate)[ ](?:option|choice|response) )\b
+    (?: \b(?P<named> answer | (?:correct|right|best|final|appropriate)[ ](?:option|choice|response) | ans )\b
         (?: [ ]\([^()\n]{{0,40}}\) )?
         (?: (?:[ \t]++(?!(?:{_NEGATION}|{_HEDGE}|is|was|be)\b)[\w-]++){{0,6}} [ \t]++ (?:is|was|be)\b
           | [ \t*_"]*+ (?: [:=→] | -+> | \n ) )
@@ -33,6 +33,12 @@ _FORWARD = re.compile(
     [\s*_:,]*+
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+_TOPIC = re.compile(
+    rf"\b(?:(?:(?<!differential )diagnosis|findings?|treatment|next step)"
+    rf"(?:[ ]++(?!(?:{_NEGATION}|{_HEDGE}|is|was|are|be)\b)[\w-]++){{0,6}}|option|choice)"
+    r"(?:[ ]++(?:is|was|are|be)\b|[ *_]*+[:=])[ *_:,]*+",
+    re.IGNORECASE,
 )
 _NEGATED_BEFORE = re.compile(rf"\b{_NEGATION}\b(?:(?!\bbut\b)[^.,;:!?\n])*$", re.IGNORECASE)
 _REVISION = re.compile(
@@ -73,24 +79,35 @@ _LABEL = re.compile(
 )
 _PRAISE = r"is (?:also |indeed |clearly )?(?:the )?(?:most |single |only )?(?:correct|right|best|answer|appropriate)"
 _REASON = rf"because|since|due|given|which|therefore|{_PRAISE}"
-_TEXT_CUE = rf",?\s++(?:{_REASON})\b"
+_VERDICT = r"is the most (?:likely|probable) (?:diagnosis|answer|option|choice|cause|finding|treatment)"
+_TEXT_CUE = rf",?\s++(?:{_REASON}|{_VERDICT})\b"
 _CUE = rf",?\s++(?:{_REASON}|as|for|so|but|based|where|while|although|however|per)\b"
 _LABEL_END = re.compile(r"\s*$|\s*\n|[.:,;!?]+(?=[\s)\]}\"']|$)|\s++[-=→|(\[]|" + _CUE, re.IGNORECASE)
+_ARTICLE_END = re.compile(
+    r"\s*$|\s*\n|[.:;!?]+(?=[\s)\]}\"']|$)|(?<=[aA]),(?=\s)|\s++[-=→]|" + rf",?\s++(?:because|since|{_PRAISE})\b",
+    re.IGNORECASE,
+)
 _TEXT_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;:!?)\]}\"']++(?=\s|$)|\s++[-(\[]|" + _TEXT_CUE, re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.,;!)]++\s|" + _TEXT_CUE, re.IGNORECASE)
-_COMMA = re.compile(r",\s")
+_COMMA = re.compile(r",\s|\s(?=(?:there|it|this|that|these|the)\b)", re.IGNORECASE)
 _MARKED = re.compile(r"[A-Za-z][.:)](?=\s)|[A-Z] (?=[A-Z])")
 _ABBREVIATION = re.compile(r"\.\s+([a-z]+)")
 _TIGHT = re.compile(r"[.:](?=[A-Z\"])")
 _SEPARATOR = re.compile(r"[\s.:),;(\[\]{}\"'=→|-]*+")
 _REFUTED = re.compile(
-    r"(?:(?!\b(?:because|since|as|due|while|whereas|although|but|and|(?-i:[A-Z]))\b)[^.;,(\n])*?"
+    r"[\s(-]*+(?:(?!\b(?:because|since|as|due|while|whereas|although|but|and|(?-i:[A-Z]))\b)[^.;,(\n])*?"
     r"\b(?:(?:is|are|was) (?:not|false|ruled out|unlikely|excluded|eliminated)|isn't|wrong|incorrect)\b",
+    re.IGNORECASE,
+)
+_RETREAT = r"hmm+|wait|actually|sorry|oops|correction|scratch that|hold on|i mean|or rather|on second thought"
+_RETRACTED = re.compile(
+    rf"^[\s.,;:?!)\]\"'-]*+(?:no(?=[,.;:!?]|\s(?:wait|actually|it)\b|\s*$)|{_RETREAT})\b"
+    rf"|[.?!][)\]\"']?\s++(?:no,? (?:wait|actually|it|the answer)|{_RETREAT})\b",
     re.IGNORECASE,
 )
 _CONNECTOR = re.compile(
     r"(?:[\s,;:/|&+.?!()\[\]{}=→-]|\b(?:and|or|nor|plus|also|maybe|possibly|perhaps|probably|then|alternatively|but|even"
-    r"|options?|choices?|answer|either|both|is|be|it|could|may|might|the)\b)++",
+    r"|options?|choices?|answer|either|both|is|be|it|could|may|might|the|as well as|if not|otherwise|else)\b)++",
     re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(
@@ -98,14 +115,26 @@ _ALTERNATIVE = re.compile(
     r"\s[(\[]?(?P<letter>(?-i:[A-Z]))(?![\w'-])(?!(?<=[AI])\s(?-i:[a-z]))",
     re.IGNORECASE,
 )
+_FIT = r"(?:right|correct|acceptable|possible|plausible|valid|true|appropriate|reasonable|likely|fine|okay|good)\b"
+_ALSO = re.compile(
+    r"\b([A-Z])[)\]]? (?:(?:is|are|(?:could|may|might|would)(?: be)?) )?"
+    rf"(?:(?:also|equally)(?: be)? {_FIT}|{_FIT} (?:too|also|as well)\b)"
+)
+_CONTINUED = re.compile(
+    r"\n\s*+(?=(?i:or|also|maybe|perhaps|possibly|alternatively)\b,? ?(?:option )?[(\[]?[A-Z](?:[).:\]][^\n]*)?\s*$)",
+    re.M,
+)
+_SENTENCE_BREAK = re.compile(r"(?<![\s.(][A-Z])[.?!]\s+(?=\S)|\n")
+_SINGLE = re.compile(r"[(\[]?(?<![\w'-])([A-Z])(?![\w'-])[)\]]?")
+_DOUBT = re.compile(
+    rf"\b(?:{_NEGATION}|{_HEDGE}|no|or|without|than|absen\w+|exclu\w+|rul(?:e|es|ed|ing) out|against|lacks?|differ\w*"
+    r"|inconsistent|instead|unlike|versus|vs|compared|except|less|other|eliminat\w+|all|none)\b|\?",
+    re.IGNORECASE,
+)
 _INLINE = re.compile(r"(?<=\s)(?:(?<=[^\s.!?]\s)[(\[])?([A-Z])[.):\]]{1,2}(?=\s)")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 _LEADING = re.compile(r"(?<=[.;:!?]\s)([A-Z])[.):](?=\s)")
 _FIRST_CUE = re.compile(_TEXT_CUE, re.IGNORECASE)
-_REGRADE_PHRASES = tuple(
-    re.compile(phrase + r"\s*(.*)\s*", re.IGNORECASE) for phrase in ("answer:", "answer is:", "answer is", "is:")
-)
-_REFERENCE_BOUNDARY = re.compile(r"</think>\s*+<answer>")
 
 
 class Token(NamedTuple):
@@ -118,32 +147,28 @@ class Token(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """A phrase that announces an answer and ends where the answer begins.
-
-    Attributes:
-        end: Where it ends.
-        named: Whether it says "answer" or the like.
-        weak: Whether it may as well announce another step of the reasoning ("therefore").
-        revises: Whether it, or the text since the last one, takes back what was said before ("wait").
-    """
+    """A phrase that announces an answer and ends where the answer begins."""
 
     end: int
-    named: bool
-    weak: bool
-    revises: bool
+    named: bool  # it says "answer" or the like
+    weak: bool  # it may as well announce another step of the reasoning ("therefore")
+    revises: bool  # it, or the text since the last one, takes back what was said before ("wait")
 
 
 def visible_text(text: str) -> str | None:
     """Returns the text outside the thinking part, or None if the thinking never ends.
 
     Blocks may nest. A closing tag that comes first ends a block which the prompt opened. An opening tag left without a
-    partner ends at the last closing tag.
+    partner ends at the last closing tag; if no tag closes, it ends at an answer block that ends the text.
     """
     marks = list(_THINK.finditer(text))
     if not marks:
         return text
     if not marks[-1][1]:
-        return None
+        tags = list(_ANSWER.finditer(text))[-2:]
+        final = [tag[1] for tag in tags] == ["", "/"] and not text[tags[1].end() :].strip()
+        final = final and tags[0].start() > marks[-1].start() and not any(mark[1] for mark in marks)
+        return text[tags[0].start() :] if final else None
     pieces: list[str] = []
     depth = start = 0
     for index, mark in enumerate(marks):
@@ -187,28 +212,31 @@ def boxes(text: str, limit: int) -> list[str]:
     return [text[span] for span in found]
 
 
-def declarations(text: str, limit: int) -> list[Declaration]:
-    """Returns the last `limit` phrases such as "the answer is", without those that a negation governs."""
-    matches = list(_FORWARD.finditer(text))[-limit:]
+def declarations(text: str, limit: int, *, topic: bool = False) -> list[Declaration]:
+    """Returns the last `limit` phrases such as "the answer is", without those that a negation governs.
+
+    With `topic`, phrases such as "the most likely diagnosis is" instead, all of them weak.
+    """
+    matches = list((_TOPIC if topic else _FORWARD).finditer(text))[-limit:]
     found: list[Declaration] = []
     previous = matches[0].start() if matches else 0
     for match in matches:
-        if not _NEGATED_BEFORE.search(text[max(0, match.start() - 60) : match.start()]):
+        if not _is_negated(text, match.start()):
             between = text[max(previous, match.end() - 600) : match.end()]
-            named, weak = match["named"] is not None, match["weak"] is not None
+            named, weak = (False, True) if topic else (match["named"] is not None, match["weak"] is not None)
             found.append(Declaration(match.end(), named, weak, bool(_REVISION.search(between))))
             previous = match.end()
     return found
 
 
+def _is_negated(text: str, position: int) -> bool:
+    return _NEGATED_BEFORE.search(text[max(0, position - 60) : position]) is not None
+
+
 def declared_after(text: str, limit: int) -> list[str]:
     """Returns the letters of the last `limit` phrases such as "B is correct", without those that a negation governs."""
     matches = list(_BACKWARD.finditer(text))[-limit:]
-    return [
-        match["letter"]
-        for match in matches
-        if not _NEGATED_BEFORE.search(text[max(0, match.start() - 60) : match.start()])
-    ]
+    return [match["letter"] for match in matches if not _is_negated(text, match.start())]
 
 
 def before_explanation(text: str) -> str:
@@ -267,8 +295,12 @@ def skip_lead(text: str) -> int:
 
 
 def ends_label(text: str, position: int) -> bool:
-    """Returns whether a label may end here: at punctuation, a line end, or words that begin an explanation."""
-    return bool(_LABEL_END.match(text, position))
+    """Returns whether a label may end here: at punctuation, a line end, or words that begin an explanation.
+
+    An A or I may be a word, so it needs more: "A (large) effusion", "I, as a doctor".
+    """
+    tight = text[position - 1].isupper() and _TIGHT.match(text, position)
+    return bool(tight or (_ARTICLE_END if text[position - 1] in "AaIi" else _LABEL_END).match(text, position))
 
 
 def ends_text(text: str, position: int, *, comma: bool) -> bool:
@@ -279,11 +311,6 @@ def ends_text(text: str, position: int, *, comma: bool) -> bool:
 def ends_sentence(text: str, position: int) -> bool:
     """Returns whether nothing more is said of the answer than that it is right, or why."""
     return bool(_SENTENCE_END.match(text, position))
-
-
-def is_tight(text: str, position: int) -> bool:
-    """Returns whether a capital follows the separator without a space, as in "B.Aspirin"."""
-    return bool(_TIGHT.match(text, position))
 
 
 def abbreviated(text: str, position: int) -> str | None:
@@ -303,10 +330,35 @@ def is_refuted(text: str, position: int) -> bool:
     return bool(_REFUTED.match(text, position))
 
 
+def is_retracted(text: str, *, at_once: bool = False) -> bool:
+    """Returns whether a text takes back what precedes it ("No, it is A"): `at_once`, or in a later sentence."""
+    return (_RETRACTED.match if at_once else _RETRACTED.search)(text) is not None
+
+
 def skip_separator(text: str, position: int) -> int:
     """Returns the place behind the punctuation between a label and its text."""
     match = _SEPARATOR.match(text, position)
     return match.end() if match else position
+
+
+def without_continuations(text: str) -> str:
+    """Returns the text with lines such as "or A" joined to the line before."""
+    return _CONTINUED.sub(" ", text)
+
+
+def last_sentence(text: str) -> str:
+    """Returns the last sentence; a single capital with a full stop is a label and ends none."""
+    return _SENTENCE_BREAK.split(text.strip())[-1]
+
+
+def single_capitals(text: str) -> list[re.Match[str]]:
+    """Returns the single capitals of a text, with their brackets."""
+    return list(_SINGLE.finditer(text))
+
+
+def is_doubted(text: str) -> bool:
+    """Returns whether a sentence negates, excludes, asks or compares."""
+    return _DOUBT.search(text) is not None
 
 
 def skip_connector(text: str, position: int) -> int:
@@ -321,7 +373,7 @@ def alternatives(text: str, position: int, *, listed: bool) -> set[str]:
     With `listed`, letters dressed as labels count too ("A. this B. that"), up to a word that begins an explanation.
     """
     line = text[position:].partition("\n")[0]
-    found = {match["letter"] for match in _ALTERNATIVE.finditer(line)}
+    found = {match["letter"] for match in _ALTERNATIVE.finditer(line)} | set(_ALSO.findall(line))
     if listed:
         cue = _FIRST_CUE.search(line)
         found.update(_INLINE.findall(line, 0, cue.start() if cue else len(line)))
@@ -329,59 +381,8 @@ def alternatives(text: str, position: int, *, listed: bool) -> set[str]:
 
 
 def has_format(text: str) -> bool:
-    """Returns whether the text is one thinking block and one answer block, with white space at most around them."""
+    """Returns whether the text is a thinking and an answer block, neither blank, with nothing else around them."""
     if _FORMAT_TAG.findall(text) != _FORMAT_SHAPE:
         return False
-    body = text.strip()
-    gap = body[body.index("</think>") + 8 : body.index("<answer>")]
-    return body.startswith("<think>") and body.endswith("</answer>") and not gap.strip()
-
-
-def has_reference_format(text: str) -> bool:
-    """Returns what the reference's gate says; equal to a full match of its pattern, in linear time.
-
-    The gate is a thinking block, white space, an answer block, with a dot that spans lines and tags. Such a match
-    exists exactly if a close-think/open-answer pair stands somewhere between the tags at the very start and end.
-    """
-    dressed = text.startswith("<think>") and text.endswith("</answer>")
-    return dressed and _REFERENCE_BOUNDARY.search(text, len("<think>")) is not None
-
-
-def first_block(text: str) -> str | None:
-    """Returns the first closed answer block, case-sensitive, line breaks allowed."""
-    start = text.find("<answer>")
-    end = text.find("</answer>", start + 8) if start >= 0 else -1
-    return text[start + 8 : end] if end >= 0 else None
-
-
-def first_block_in_a_line(text: str) -> str | None:
-    """Returns the first answer block that opens and closes in one line."""
-    for line in text.split("\n"):
-        block = first_block(line)
-        if block is not None:
-            return block
-    return None
-
-
-def regrade_extract(text: str) -> str:
-    """Returns what the reference's re-grader reads: first line of the last block, or last answer phrase, or all."""
-    block: str | None = None
-    start = text.find("<answer>")
-    while start >= 0 and (end := text.find("</answer>", start + 8)) >= 0:
-        block = text[start + 8 : end]
-        start = text.find("<answer>", end + 9)
-    if block is not None:
-        stripped = block.strip()
-        # line feeds and carriage returns only, as in the reference: other separators stay inside the line
-        extracted = stripped.replace("\r", "\n").split("\n", 1)[0]
-    else:
-        extracted = text
-        for phrase in _REGRADE_PHRASES:
-            found = phrase.findall(text)
-            if found:
-                extracted = found[-1]
-                break
-    extracted = extracted.strip()
-    for tag in ("<think>", "</think>", "<answer>", "</answer>"):
-        extracted = extracted.replace(tag, "")
-    return extracted.strip()
+    before, thinking, gap, answer, after = (part.strip() for part in _FORMAT_TAG.split(text))
+    return bool(thinking and answer) and not (before or gap or after)

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.packing import EncodedPrompt
 from medvlt.errors import ConfigurationError, EngineError
+from medvlt.models import head
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.sampling import processed_logprobs, sample_tokens, uniforms
@@ -25,8 +26,8 @@ class TransformersEngine(RolloutEngine):
     """Samples from the live policy.
 
     Each prompt is computed once and its KV cache repeated for its completions; prompts are padded on the left, rows
-    that have ended are taken out of the batch. A completion's randomness is a list of uniforms drawn from its own
-    seed, so it does not depend on the batch it is decoded in, apart from rounding.
+    that have ended are taken out of the batch when they are half of it. A completion's randomness is a list of uniforms
+    drawn from its own seed, so it does not depend on the batch it is decoded in, apart from rounding.
 
     Args:
         batch_size: Completions decoded at a time. More is faster and takes more memory for the KV cache.
@@ -121,22 +122,26 @@ class TransformersEngine(RolloutEngine):
         mask = batch.attention_mask.repeat_interleave(params.n, dim=0)
         position = (batch.position_ids.amax(dim=(0, 2)) + 1).repeat_interleave(params.n)
 
-        rows = torch.arange(len(seeds), device=model.device)  # which completion each live row is
-        tokens: list[list[int]] = [[] for _ in seeds]
-        logprobs: list[list[float]] = [[] for _ in seeds]
+        # everything stays on the device; the host learns once per token how many rows still run
+        rows = torch.arange(len(seeds), device=model.device)  # which completion each row of the batch is
+        ended = torch.zeros(len(seeds), dtype=torch.bool, device=model.device)
+        tokens = torch.full((len(seeds), params.max_tokens), int(ends[0]), device=model.device)
+        logprobs = torch.zeros(len(seeds), params.max_tokens, device=model.device)
         for step in range(params.max_tokens):
-            distribution = processed_logprobs(model.lm_head(hidden).float().masked_fill(banned, -torch.inf), params)
+            logits = head.token_logits(hidden, model.lm_head.weight).masked_fill(banned, -torch.inf)
+            distribution = processed_logprobs(logits, params)
             chosen = sample_tokens(distribution, noise[rows, step], greedy=params.temperature == 0)
-            chosen_logprobs = distribution.gather(-1, chosen[:, None])[:, 0]
-            for row, token, logprob in zip(rows.tolist(), chosen.tolist(), chosen_logprobs.tolist(), strict=True):
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
-            live = torch.isin(chosen, ends, invert=True).nonzero()[:, 0]
-            if len(live) == 0 or step + 1 == params.max_tokens:
+            tokens[rows, step] = chosen
+            logprobs[rows, step] = distribution.gather(-1, chosen[:, None])[:, 0]
+            ended = ended | torch.isin(chosen, ends)
+            live = int((~ended).sum())
+            if live == 0 or step + 1 == params.max_tokens:
                 break
-            if len(live) < len(rows):
-                cache.batch_select_indices(live)
-                rows, chosen, mask, position = rows[live], chosen[live], mask[live], position[live]
+            if live <= len(rows) // 2:  # copying the cache costs more than a few rows that run on
+                kept = (~ended).nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                rows, chosen, mask, position = rows[kept], chosen[kept], mask[kept], position[kept]
+                ended = ended[kept]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             output = model.model(
                 input_ids=chosen[:, None],
@@ -146,14 +151,20 @@ class TransformersEngine(RolloutEngine):
                 use_cache=True,
             )
             hidden = output.last_hidden_state[:, -1]
-        return [self._completion(ids, row) for ids, row in zip(tokens, logprobs, strict=True)]
+        made = step + 1
+        return [
+            self._completion(ids[:made], row[:made])
+            for ids, row in zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        ]
 
     def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
         encoder, _ = self._started()
+        length = next((i + 1 for i, token in enumerate(ids) if token in encoder.end_token_ids), len(ids))
+        ids = ids[:length]  # a row may have run on beyond its end
         return Completion(
             token_ids=tuple(ids),
             text=encoder.tokenizer.decode(ids, skip_special_tokens=True),
-            sampler_logprobs=tuple(logprobs),
+            sampler_logprobs=tuple(logprobs[:length]),
             finish_reason="stop" if ids[-1] in encoder.end_token_ids else "length",
             version=self.version,
         )

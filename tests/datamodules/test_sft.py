@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def test_measured_lengths_are_the_encoded_ones(encoder: PromptEncoder) -> None:
         assert target == len(encoder.encode_target(samples[index]))
 
 
+def test_samples_without_reasoning_are_counted_and_left_out(
+    encoder: PromptEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert list(measure([sample(1), sample(2, ""), sample(3)], encoder, max_length=200)) == [0, 2]
+    assert "1 of 3 training samples are left out: 1 cannot be encoded, the first: sample q:2 has no" in caplog.text
+
+
 def test_nothing_left(encoder: PromptEncoder) -> None:
     with pytest.raises(DataError, match="no training sample is left of 2: 2 longer than max_length=5"):
         SFTDataModule(Listed([sample(1), sample(2)]), encoder, max_length=5).setup("fit")
@@ -129,26 +138,55 @@ def test_more_micro_batches_than_samples(encoder: PromptEncoder) -> None:
         module.setup("fit")
 
 
-def test_loader_resumes_in_the_middle(encoder: PromptEncoder) -> None:
-    def loader() -> torch.utils.data.DataLoader[PackedBatch]:
-        module = SFTDataModule(Listed([sample(i) for i in range(12)]), encoder, global_batch_size=2)
-        module.setup("fit")
-        built = module.train_dataloader()
-        built.sampler.set_epoch(3)
-        return built
+def loader(
+    encoder: PromptEncoder, *, accumulate: int = 1, seed: int = 42, count: int = 12
+) -> torch.utils.data.DataLoader[PackedBatch]:
+    from lightning.pytorch import Trainer
 
-    whole = [batch.uids for batch in loader()]
-    first = loader()
+    module = SFTDataModule(Listed([sample(i) for i in range(count)]), encoder, global_batch_size=4, seed=seed)
+    module.trainer = Trainer(accelerator="cpu", accumulate_grad_batches=accumulate, logger=False)
+    module.setup("fit")
+    built = module.train_dataloader()
+    built.sampler.set_epoch(3)
+    return built
+
+
+def test_resume_with_other_micro_batches_goes_on_at_the_same_step(encoder: PromptEncoder) -> None:
+    stopped = loader(encoder, accumulate=4)
+    iterator = iter(stopped)
+    seen = [uid for _ in range(4) for uid in next(iterator).uids]  # one step of four samples
+    resumed = loader(encoder, accumulate=2)
+    resumed.load_state_dict(stopped.state_dict())
+    rest = [uid for batch in resumed for uid in batch.uids]
+    assert sorted(seen + rest) == sorted(f"q:{i}" for i in range(12))
+    next(iterator)
+    with pytest.raises(ConfigurationError, match="inside an optimizer step"):
+        resumed.load_state_dict(stopped.state_dict())
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"count": 11}])
+def test_resume_with_other_data_is_refused(change: dict[str, int], encoder: PromptEncoder) -> None:
+    with pytest.raises(ConfigurationError, match="other training data"):
+        loader(encoder, **change).load_state_dict(loader(encoder).state_dict())
+
+
+def test_loader_resumes_in_the_middle(encoder: PromptEncoder) -> None:
+
+    whole = [batch.uids for batch in loader(encoder)]
+    first = loader(encoder)
     iterator = iter(first)
     begun = [next(iterator).uids for _ in range(2)]
-    second = loader()
+    second = loader(encoder)
     second.load_state_dict(first.state_dict())
     assert begun + [batch.uids for batch in second] == whole
 
 
 def test_shuffled_options_keep_the_truth(encoder: PromptEncoder) -> None:
     plain = [sample(i, reasoning="") for i in range(20)]
-    module = SFTDataModule(Listed(plain), encoder, global_batch_size=20, shuffle_options=True)
+    answers = replace(encoder.wording, answer_only_format="<answer> {label} </answer>")
+    module = SFTDataModule(
+        Listed(plain), PromptEncoder(encoder.model, template=answers), global_batch_size=20, shuffle_options=True
+    )
     batch = batches(module)[0]
     letters = encoder.tokenizer.decode(batch.targets)
     assert "<answer> A" in letters

@@ -44,6 +44,7 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     error = capsys.readouterr().err
     assert caught.value.code == 2, error
     message = error[error.index("medvlt: error: ") :]
+    assert "usage:" not in error
     assert "Traceback" not in error
     assert "NoneType" not in message
     return message
@@ -168,3 +169,89 @@ def test_the_config_wins_over_a_checkpoint(config: Path, tiny_folder: Path, caps
 def test_readable_drops_the_half_that_says_nothing() -> None:
     message = "Parser key \"model\":\n  - Option 'x' is not accepted\n  - Expected a <class 'NoneType'>\n\n"
     assert readable(message) == "Parser key \"model\":\n  - Option 'x' is not accepted"
+
+
+def test_corrupt_and_huge_pictures(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (config.parent / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
+    Image.new("L", (20_000, 20_000)).save(config.parent / "huge.png")
+    rows = [GOOD | {"question": f"Q{n}?", "images": [name]} for n, name in enumerate(("corrupt.png", "huge.png"))]
+    message = fails(capsys, "fit", "--config", str(config), *source(jsonl(config.parent, *rows)))
+    assert "corrupt" in message
+    assert "huge.png" in message
+
+
+def test_some_too_long_is_no_failure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [GOOD | {"question": f"Q{n}?"} for n in range(5)] + [GOOD | {"question": "word " * 300}]
+    path = jsonl(config.parent, *rows)
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(config), *source(path), "--data.init_args.max_length", "200"])
+    assert caught.value.code == 0
+    assert "1 of 6 training samples are left out: 1 longer than max_length=200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_would_round_the_loss(precision: str, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "use 'bf16-mixed'" in fails(capsys, "fit", "--config", str(config), "--trainer.precision", precision)
+
+
+def test_benchmark_names_head_metrics(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = config.parent / "later.yaml"
+    bad = {"a/b": {"class_path": "Phantom", "init_args": {"split": "test", "size": 2}}}
+    later.write_text(yaml.safe_dump({"data": {"init_args": {"benchmarks": bad}}}))
+    assert "'a/b'" in fails(capsys, "fit", "--config", str(config), "--config", str(later))
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_other_verbs_write_completions(command: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """With names that would collide in a ModuleDict."""
+    bench = {name: {"class_path": "Phantom", "init_args": {"split": "test", "size": 3}} for name in ("type", "v1.0")}
+    engine = {"class_path": "ScriptedEngine", "init_args": {"texts": ["<think> r </think>\n<answer> A </answer>"]}}
+    settings = {
+        "trainer": {
+            "accelerator": "cpu", "logger": False, "default_root_dir": str(tmp_path / "out"),
+            "callbacks": [
+                {"class_path": "RolloutCallback", "init_args": {"engine": engine, "sampling": {"n": 2}}},
+                {"class_path": "CompletionLogger"}, {"class_path": "ResultsTable"},
+            ],
+        },
+        "model": {"class_path": "RolloutModule"},
+        "data": {
+            "class_path": "BenchmarkDataModule",
+            "init_args": {"encoder": {"model": str(tiny_folder)}, "benchmarks": bench},
+        },
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--config", str(path)])
+    assert caught.value.code == 0
+    lines = (tmp_path / "out" / f"completions-{command}-0.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(r["benchmark"], r["sample"]) for r in records] == [
+        (n, s) for n in ("type", "v1.0") for _ in range(3) for s in (0, 1)
+    ]
+    assert all(r["correct"] == (r["answer_label"] == "A") and r["label"] == "A" for r in records)
+    if command == "test":
+        results = json.loads((tmp_path / "out" / "results.json").read_text())["benchmarks"]
+        assert [(row["questions"], row["count"]) for row in results] == [(3, 6), (3, 6)]
+
+
+def test_the_live_policy_needs_a_backbone(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "trainer": {"accelerator": "cpu", "logger": False, "callbacks": [{"class_path": "RolloutCallback"}]},
+        "model": {"class_path": "RolloutModule"},
+        "data": {
+            "class_path": "BenchmarkDataModule",
+            "init_args": {
+                "encoder": {"model": str(tiny_folder)},
+                "benchmarks": {"b": {"class_path": "Phantom", "init_args": {"split": "test", "size": 2}}},
+            },
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert "use a module with a backbone" in fails(capsys, "validate", "--config", str(path))

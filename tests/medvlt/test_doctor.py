@@ -4,9 +4,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from medvlt import doctor
 from medvlt.doctor import Check, Status
@@ -44,11 +46,52 @@ def test_exit_code_and_table(
 ) -> None:
     rows = [Check("torch", status, "2.13.0", "pip install 'medvlt[vllm]'"), Check("GPU", Status.NOTE, "none")]
     monkeypatch.setattr(doctor, "run_checks", lambda: rows)
-    monkeypatch.setenv("COLUMNS", "120")
     assert doctor.doctor() == code
-    shown = capsys.readouterr().out
-    assert "pip install 'medvlt[vllm]'" in shown  # not taken for markup
-    assert ("cannot run" in shown) == bool(code)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == [str(status), "torch", "2.13.0"]
+    assert shown[1].strip() == "-> pip install 'medvlt[vllm]'"
+    assert ("cannot run" in shown[-1]) == bool(code)
+
+
+def test_every_dependency_is_checked() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert {*doctor.REQUIRED, "torch"} == {Requirement(text).name for text in project["dependencies"]}
+
+
+@pytest.mark.parametrize("gone", doctor.REQUIRED)
+def test_any_package_may_be_missing(
+    gone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = doctor.REQUIRED[gone]
+    for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    real_problem, real_version = doctor.import_problem, doctor.version_of
+    monkeypatch.setattr(doctor, "import_problem", lambda name: real_problem(name) if name == module else None)
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == gone else real_version(name))
+    assert doctor.doctor() == 1
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row[0] == "failure"] == [["failure", gone]]
+
+
+def test_versions_wanted_come_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["pillow>=99", "peft>=99; extra == 'x'"])
+    found = {check.name: check for check in doctor.run_checks()}
+    assert found["pillow"].status is Status.WARNING
+    assert found["peft"].status is Status.OK
+
+
+@pytest.mark.parametrize(("accelerator", "status"), [("", Status.WARNING), ("CPU", Status.OK)])
+def test_cpu_build_beside_a_gpu_is_fine_if_it_was_asked_for(
+    accelerator: str, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor, "nvidia_smi_lists_gpu", lambda: True)
+    monkeypatch.setenv("MEDVLT_ACCELERATOR", accelerator)
+    found = {check.name: check for check in doctor.run_checks()}
+    assert found["torch"].status is status
+    assert found["GPU"].detail == "listed by nvidia-smi, torch is a CPU build"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +114,7 @@ def test_python(version: tuple[int, int], supported: bool) -> None:
     ],
 )
 def test_torch(version: str | None, cuda: str | None, problem: str | None, gpu: bool, status: Status) -> None:
-    check = doctor.check_torch(version, cuda, problem, gpu_listed=gpu)
+    check = doctor.check_torch(version, cuda, problem, gpu_wanted=gpu)
     assert check.status is status
     assert bool(check.remedy) == (status is not Status.OK)
     if problem:
@@ -99,13 +142,13 @@ def test_add_ons_are_mentioned_only_if_broken() -> None:
 
 def test_package_absent_broken_old_and_good() -> None:
     assert doctor.check_package("peft", None, "ModuleNotFoundError", None).status is Status.FAILURE
-    broken = doctor.check_package("peft", "0.21.2", "OSError: bad library", ">=0.19")
+    broken = doctor.check_package("peft", "0.21.2", "OSError: bad library", Requirement("peft>=0.19"))
     assert broken.status is Status.FAILURE
     assert "OSError: bad library" in broken.detail
-    old = doctor.check_package("peft", "0.18.0", None, ">=0.19")
+    old = doctor.check_package("peft", "0.18.0", None, Requirement("peft>=0.19"))
     assert old.status is Status.WARNING
     assert old.remedy == "pip install 'peft>=0.19'"
-    assert doctor.check_package("peft", "0.21.2", None, ">=0.19").status is Status.OK
+    assert doctor.check_package("peft", "0.21.2", None, Requirement("peft>=0.19")).status is Status.OK
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "medvlt: error: unknown command 'fitt'; expected one of fit, validate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["tiny", "--sise", "3"], ["tiny", "--size.layers", "many"], ["demo", "--kep"]])
+@pytest.mark.parametrize("args", [["tiny", "--sise", "3"], ["tiny", "--size.layers", "many"], ["demo", "--keep"]])
 def test_bad_options_of_small_commands(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(args)

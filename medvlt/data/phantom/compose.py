@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import string
 from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
 from typing import Literal, TypeAlias
 
 from medvlt.data.phantom.draft import Draft, Modality
@@ -19,6 +21,9 @@ Reasoning: TypeAlias = Literal["exact", "teacher", "none"]
 
 _MOST_DRAWS = 10_000
 """A class has at least two values in every split, so this many failures in a row mean a broken family."""
+
+_WALK_DRAWS = 300
+"""Draws that look for the values of one answer in an evaluation split, at most about 30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +56,42 @@ def draft_at(settings: Settings, index: int) -> tuple[Modality, str, Draft]:
     """Returns modality, family and draft of sample `index`, whose values belong to the split of the settings.
 
     Values of another split are drawn again, with the right answer held: so answers stay balanced within each split.
+    Where values can be numbered, validation and test take the answers in shuffled rounds, and use all values of an
+    answer before any comes again.
     """
     modality, family = family_at(settings, index)
     rng = stream(settings.seed, settings.split, index, f"values {family}")
-    pick = rng.getrandbits(30)
+    draft = _draw(settings.split, modality, family, settings.difficulty, rng, rng.getrandbits(30))
+    if settings.split == "train" or draft.place is None:
+        return modality, family, draft
+    names = dict(settings.families)[modality]
+    turn = index // len(settings.families) // len(names)  # how often the family was asked before
+    lap, position = divmod(turn, len(draft.choices))
+    answers = list(range(len(draft.choices)))
+    stream(settings.seed, settings.split, lap, f"answers {family}").shuffle(answers)
+    drafts = _walk(settings.split, settings.seed, modality, family, settings.difficulty, answers[position])
+    return modality, family, drafts[lap % len(drafts)]
+
+
+def _draw(split: Split, modality: Modality, family: str, difficulty: float, rng: Random, pick: int) -> Draft:
     for _ in range(_MOST_DRAWS):
-        draft = FAMILIES[modality][family](rng, pick, settings.difficulty)
-        if split_of(family, draft.key, draft.place) == settings.split:
-            return modality, family, draft
-    raise RuntimeError(f"family {family!r} has no values in split {settings.split!r}: a bug, please report it")
+        draft = FAMILIES[modality][family](rng, pick, difficulty)
+        if split_of(family, draft.key, draft.place) == split:
+            return draft
+    raise RuntimeError(f"family {family!r} has no values in split {split!r}: a bug, please report it")
+
+
+@lru_cache(maxsize=1024)
+def _walk(
+    split: Split, seed: int, modality: Modality, family: str, difficulty: float, answer: int
+) -> tuple[Draft, ...]:
+    """Returns one draft for each value with this answer, in the order in which random draws met them first."""
+    rng = stream(seed, split, answer, f"walk {family}")
+    drafts: dict[str, Draft] = {}
+    for _ in range(_WALK_DRAWS):
+        draft = _draw(split, modality, family, difficulty, rng, answer)
+        drafts.setdefault(draft.key, draft)
+    return tuple(drafts.values())
 
 
 def trace(draft: Draft, choice: int, letter: str) -> str:

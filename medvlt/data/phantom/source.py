@@ -22,8 +22,9 @@ class Phantom(Source):
     """Generated questions about drawn pictures and clinical numbers, with traces. Teaching toys, not for clinical use.
 
     There is no end: a larger set begins with the smaller one, because a sample depends on its position and the settings
-    alone. Splits never share a value (heart rate, score, drawn scene), whatever the seeds. Samples, pictures included,
-    are made when they are asked for.
+    alone. Splits never share a value (heart rate, score, drawn scene), whatever the seeds. Validation and test
+    use all numbered values of an answer before any comes again. Samples, pictures included, are made when they are
+    asked for.
 
     `answer_label` and `answer` are always right. With `reasoning="teacher"` the trace argues for the letter in
     `extra["teacher_label"]`, which may be wrong: supervised targets should end in that letter, since a trace and its

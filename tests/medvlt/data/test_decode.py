@@ -89,8 +89,31 @@ def test_orientation_is_applied(form: str, orientation: int) -> None:
     assert image_size(data) == expected.size == ((24, 16) if orientation < 5 else (16, 24))
 
 
-def test_the_callers_picture_is_left_alone() -> None:
+def test_orientation_beside_damaged_tags() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "text"
+    data = encode(noise(24, 16), "JPEG", exif)
+    damaged = data.replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02", 1)  # now the text is the width of the picture
+    with Image.open(io.BytesIO(damaged)) as image, pytest.raises(Exception):  # noqa: B017, PT011 - Pillow's own
+        ImageOps.exif_transpose(image)
+    assert image_size(damaged) == open_image(damaged).size == (16, 24)
+
+
+def test_orientation_behind_the_pixels_is_not_looked_for() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(noise(24, 16), exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4])
+    late = data[:start] + data[end:-12] + data[start:end] + data[-12:]  # the end chunk has 12 bytes
+    assert image_size(late) == open_image(late).size == (24, 16)  # the prompt is made from one, the pixels by the other
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_callers_picture_is_left_alone(orientation: int) -> None:
     image = noise(4, 4)
+    image.getexif()[0x0112] = orientation
     opened = open_image(image)
     opened.putpixel((0, 0), (1, 2, 3))
     assert image.tobytes() == noise(4, 4).tobytes()

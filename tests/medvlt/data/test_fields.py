@@ -47,6 +47,11 @@ def test_options_have_text(text: str) -> None:
     assert reason_of({"A": "x", "B": text}) == DropReason.BAD_OPTIONS
 
 
+def test_options_may_differ_in_case_alone() -> None:
+    assert options_field({"A": "AA", "B": "Aa", "C": "aa"}) == {"A": "AA", "B": "Aa", "C": "aa"}
+    assert reason_of({"A": "pH", "B": "pH "}) == DropReason.EQUAL_OPTIONS
+
+
 def test_options_are_text() -> None:
     assert reason_of({"A": "5", "B": 6}) == DropReason.BAD_FIELD
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from medvlt.data.images import ImageLimits, image_size, image_token_count, open_image, prepare_image, target_size
+from medvlt.data.decode import image_size, open_image
+from medvlt.data.images import ImageLimits, image_token_count, prepare_image, target_size
 from medvlt.errors import ConfigurationError
 
 SIDE = st.integers(1, 4000)

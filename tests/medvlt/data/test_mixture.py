@@ -118,6 +118,12 @@ def test_what_two_sources_share_comes_once() -> None:
     assert (report.read, report.kept, [part.kept for part in report.parts]) == (9, 6, [3, 2, 1])
 
 
+def test_a_source_without_weight_takes_nothing_from_the_others() -> None:
+    mixture = Mixture([Toy("a", 3), Toy("a", 5)], [0, 1])
+    assert sorted(uids(mixture)) == ["a:0", "a:1", "a:2", "a:3", "a:4"]
+    assert not mixture.load().report.drops
+
+
 @pytest.mark.parametrize(
     ("weights", "size", "message"),
     [

@@ -58,9 +58,10 @@ def test_target_follows_the_teacher() -> None:
 
 def test_target_without_reasoning() -> None:
     bare = Sample(**{**fields(SAMPLE), "reasoning": None})
-    assert PromptTemplate().target_text(bare) == "<answer> B </answer>"
-    with pytest.raises(DataError, match="toy:0:0"):
-        PromptTemplate(answer_only_format=None).target_text(bare)
+    for template in (PromptTemplate(), *PRESETS.values()):
+        with pytest.raises(DataError, match=r"toy:0:0.*answer_only_format"):
+            template.target_text(bare)
+    assert PromptTemplate(answer_only_format="<answer> {label} </answer>").target_text(bare) == "<answer> B </answer>"
 
 
 def test_open_question() -> None:

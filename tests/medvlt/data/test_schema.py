@@ -85,7 +85,7 @@ def test_pictures_in_no_form(images: Any) -> None:
         ({"options": "{}"}, DropReason.OPEN_QUESTION),
         ({"options": "{oops"}, DropReason.BAD_OPTIONS),
         ({"options": '{"A": "x"}'}, DropReason.TOO_FEW_OPTIONS),
-        ({"options": '{"A": "Liver", "B": " liver"}'}, DropReason.EQUAL_OPTIONS),
+        ({"options": '{"A": "Liver", "B": " Liver"}'}, DropReason.EQUAL_OPTIONS),
         ({"answer_label": "D"}, DropReason.BAD_LABEL),
         ({"answer_label": "b"}, DropReason.BAD_LABEL),
         ({"answer_label": None, "answer": "Heart"}, DropReason.BAD_LABEL),
@@ -93,6 +93,17 @@ def test_pictures_in_no_form(images: Any) -> None:
         ({"answer": "Spleen"}, DropReason.ANSWER_MISMATCH),
         ({"question": "What is <|image_pad|>?"}, DropReason.SPECIAL_TOKEN),
         ({"options": '{"A": "<|im_end|>", "B": "Liver"}'}, DropReason.SPECIAL_TOKEN),
+        ({"teacher_label": "D"}, DropReason.BAD_LABEL),
+        ({"teacher_label": ["A"]}, DropReason.BAD_LABEL),
+        ({"extra_json": '{"teacher_label": "b"}'}, DropReason.BAD_LABEL),
+        ({"reasoning": "<think>a"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "a</think>"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "a <think>b</think>"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "<think>a</think> so B"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "<think><think>a</think></think>"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "<think>a <answer>B</answer></think>"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "<think>a</think><answer>A</answer> or <answer>B</answer>"}, DropReason.REASONING_TAGS),
+        ({"reasoning": "a <ANSWER>B</ANSWER>"}, DropReason.REASONING_TAGS),
         ({"pass_count": "many"}, DropReason.BAD_FIELD),
         ({"dataset_index": [1]}, DropReason.BAD_FIELD),
     ],
@@ -102,6 +113,40 @@ def test_reasons(changes: dict[str, Any], reason: DropReason) -> None:
         parse(**changes)
     assert caught.value.reason == reason
     assert str(caught.value) == caught.value.message
+
+
+@pytest.mark.parametrize("column", ["image", "image_path", "Figure_path", "picture", "img_name", "image_file_name"])
+def test_pictures_under_another_name(column: str) -> None:
+    for images in (None, []):
+        with pytest.raises(RecordError, match="rename the column to images, as a list") as caught:
+            parse(**{"images": images, column: "a.png"})
+        assert caught.value.reason == DropReason.BAD_FIELD
+    with pytest.raises(RecordError, match="rename"):
+        parse(extra_json=json.dumps({column: "a.png"}))
+    assert parse(**{"images": ["b.png"], column: "a.png"}).extra == {column: "a.png"}
+    assert parse(**{column: ""}).extra == {column: ""}
+    light = parse_record(RECORD | {column: "a.png"}, dataset_name=None, row=0, light=True)
+    assert light.extra == {column: "a.png"}
+
+
+def test_other_columns_that_speak_of_pictures() -> None:
+    assert parse(image_id=3, modality="X", figure_caption="Left lung.").images == ()
+
+
+@pytest.mark.parametrize("text", ["<think>It is < 5.</think>", " <think>\nIt is < 5.\n</think>\n<answer>B</answer>\n"])
+def test_tags_around_the_reasoning_are_taken_off(text: str) -> None:
+    sample = parse(reasoning=text)
+    assert sample.reasoning == "It is < 5."
+    assert parse_record(to_record(sample), dataset_name=None, row=0) == sample
+
+
+def test_tags_around_nothing() -> None:
+    assert parse(reasoning="<think>\n\n</think>\n<answer>B</answer>").reasoning is None
+
+
+@pytest.mark.parametrize("label", ["A", "", None])
+def test_labels_of_a_teacher(label: str | None) -> None:
+    assert parse(teacher_label=label).extra.get("teacher_label") == label
 
 
 def test_what_follows_is_filled_in() -> None:
@@ -161,9 +206,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lamb
 
 
 @given(
-    texts=st.lists(
-        TEXT.filter(lambda text: "<|" not in text), min_size=2, max_size=8, unique_by=lambda t: t.strip().casefold()
-    ),
+    texts=st.lists(TEXT.filter(lambda text: "<|" not in text), min_size=2, max_size=8, unique_by=str.strip),
     right=st.integers(0, 1),
     index=st.integers(-(2**60), 2**60) | st.from_regex(r"[A-Za-z]\w{0,8}", fullmatch=True),
     extra=st.dictionaries(st.sampled_from(["hash", "misc", "more"]), TEXT | st.booleans() | st.integers()),

@@ -150,6 +150,26 @@ def test_several_parquet_files(tmp_path: Path) -> None:
         assert [sample.dataset_index for sample in Parquet(path).load()] == list(range(6))
 
 
+def test_parquet_files_of_several_folders(tmp_path: Path) -> None:
+    for i, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(png(i))
+        rows = [record(f"{name}?") | {"images": [f"{name}/x.png"]}]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / name / "x.parquet"))
+    files = [str(tmp_path / name / "x.parquet") for name in "ab"]
+    with pytest.raises(DataError, match=r"one folder, got .*a, .*b.* give image_root"):
+        Parquet(files).load()
+    placed = Parquet(files, image_root=tmp_path).load()
+    assert [sample.images for sample in placed] == [(tmp_path.resolve() / name / "x.png",) for name in "ab"]
+    for file in files:
+        datasets.Dataset.from_list([record(file)]).to_parquet(file)
+    assert len(Parquet(files).load()) == 2  # without pictures there is nothing to find
+
+
+def record(question: str) -> dict[str, Any]:
+    return {"question": question, "options": '{"A": "x", "B": "y"}', "answer_label": "A"}
+
+
 def test_tables_with_picture_files(tmp_path: Path) -> None:
     (tmp_path / "in.png").write_bytes(png(5))
     rows = [record | {"images": [name]} for record, name in zip(records(2), ("in.png", "/etc/passwd"), strict=True)]

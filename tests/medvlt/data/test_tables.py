@@ -34,6 +34,12 @@ def table() -> datasets.Dataset:
     return datasets.Dataset.from_list(rows(200), features=datasets.Features(features))
 
 
+def test_light_samples_keep_columns_that_name_pictures(table: datasets.Dataset) -> None:
+    named = samples_of(table.add_column("image_path", ["a.png"] * len(table)))
+    assert named.light(1).extra == named[1].extra == {"image_path": "a.png"}
+    assert (named.light(1).images, len(named[1].images)) == ((), 1)
+
+
 def samples_of(table: datasets.Dataset) -> TableSamples:
     return TableSamples(table, dataset_name="toy", image_root=None, open_questions=False)
 

@@ -85,5 +85,5 @@ def test_pickled_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigurationError, match="no safetensors weights"):
+    with pytest.raises(ConfigurationError, match="cannot be loaded as safetensors weights"):
         load_backbone(Backbone(str(folder)))

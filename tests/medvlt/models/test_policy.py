@@ -152,6 +152,29 @@ def test_packed_equals_plain(
     assert any("visual" in name for name in gradients(plain))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_autocast(case: str, prompts: list[EncodedPrompt], load: Callable[..., Policy], tiny_folder: Path) -> None:
+    """Under bf16-mixed every layout runs, and is as near to float32 as the plain forward is."""
+    groups = make_groups(prompts, CASES[case])
+    policy = load()
+    plain = plain_copy(policy, tiny_folder)
+    exact = policy(pack(groups)).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = policy(pack(groups))
+        theirs = plain_logprobs(plain, groups).detach()
+    ours.sum().backward()
+    assert ours.dtype == torch.float32
+    error, plain_error = (float((values.detach() - exact).abs().mean()) for values in (ours, theirs))
+    assert error < 1.5 * plain_error < 0.1
+
+
+def test_half_precision_weights_give_float32_logprobs(tiny_folder: Path, prompts: list[EncodedPrompt]) -> None:
+    policy = Policy(load_backbone(Backbone(str(tiny_folder), dtype="bfloat16")))
+    logprobs = policy(pack(make_groups(prompts, CASES["mixed"])))
+    assert logprobs.dtype == torch.float32
+    assert (logprobs != logprobs.bfloat16().float()).any()  # not merely cast from a rounded value
+
+
 def test_lora_equals_plain(prompts: list[EncodedPrompt], load: Callable[..., Policy], tiny_folder: Path) -> None:
     lora = LoRA(rank=4, alpha=8, components=("vision", "projector", "language"))
     policy = load(lora=lora, gradient_checkpointing=True)
@@ -185,7 +208,7 @@ def test_wrong_layouts_are_noticed(
     batch = pack(groups)
 
     def error(wrong: PackedBatch) -> float:
-        return float((policy(wrong) - right).abs().max())
+        return float((policy(wrong) - right).detach().abs().max())
 
     cut_off = tuple(segment._replace(prompt=None) for segment in batch.segments)
     running_on = batch.position_ids.clone()

@@ -71,6 +71,24 @@ RIGHT = [
     "The answer is A? No: the drug is the cause. However, the answer is B.", "Long reasoning here.\n\nB",
     "Long reasoning here.\n**B. Switch to chlorpromazine**", "I do not think the answer is A. The answer is B.",
     "A 60-year-old woman moves her mouth.\nAnswer: B",
+    # a conclusion that does not say "answer"
+    "The most likely diagnosis is B. Switch to chlorpromazine.", "The correct diagnosis is B. text",
+    "Diagnosis: B. Switch to chlorpromazine", "The most appropriate treatment is B.", "The key finding is (B).",
+    "The best next step is B.", "Option: B", "Choice: B", "Ans: B",
+    "A. Aspirin\nB. Switch to chlorpromazine\nC. A chest X-ray\nThe best treatment is B. Switch to chlorpromazine.",
+    "The findings are consistent with (B) Switch to chlorpromazine.",
+    "It is late. The patient most likely needs switch to chlorpromazine (B).",
+    # a tag announces an answer
+    "<answer>Switch to chlorpromazine is the most likely answer.</answer>",
+    "<answer>Switch to chlorpromazine - as explained</answer>", "<answer>Switch to chlorpromazine (the drug)</answer>",
+    "<answer>The patient most likely needs switch to chlorpromazine (B).</answer>",
+    # the end of the thinking part was forgotten
+    "<think> r \n<answer> B </answer>", "<think>It could be <answer>A</answer>\n<answer>B</answer>\n",
+    # taken back, but then said again
+    "The answer is A. No, wait. Therefore the answer is B.", "The answer is B. Wait, A? No. The answer is B.",
+    # options restated before a conclusion
+    "Aspirin\nSwitch to chlorpromazine\nA chest X-ray\n\nThe answer is B", "B\nB",
+    "B because it works. Aspirin actually thins blood.", "B rather than A",
 ]  # fmt: skip
 
 WRONG = [
@@ -91,7 +109,14 @@ AMBIGUOUS = [
     "<answer>A</answer><answer>B</answer>", "<answer>A</answer>\n<think>r</think>\n<answer>B</answer>",
     "<answer>A or B</answer>", "<answer>A, B, C, D</answer>", "<answer>A or B</answer><answer>B</answer>",
     "<answer>A<answer>B</answer>", "B is correct. A is correct.", "B. Because (A) is a drug, (C) a picture.",
-    "(B), which stops it, or possibly C", "A. one, B. two, C. three, D. four", "A. this B. that C. these",
+    "(B), which stops it, or possibly C", "B, as well as A", "B; if not, A", "B, otherwise C", "B (A also acceptable)",
+    "B because A, C, D are also right", "B (C is fine too)", "<answer>B\nor A\nB</answer>",
+    "<answer>B\nMaybe A\n</answer>", "B\nor (A)",
+    "Switch to chlorpromazine\nAspirin\nA chest X-ray\nExpectant management\nSwitch to chlorpromazine",
+    "The answer is B. No, it is A.", "The answer is B? No, it is A.", "Is the answer B? No.", "The answer is B.\nNo, A.",
+    "The answer is B. Hmm, actually A.", "The answer is B. It works. Wait, A works.", "B\nWait, A",
+    "<answer>B, wait, A</answer>", "<answer>B? No.</answer>", "<answer>B\nNo, it is A</answer>",
+    "The diagnosis is A. The treatment is B.", "A. one, B. two, C. three, D. four", "A. this B. that C. these",
 ]  # fmt: skip
 
 UNREAD = [
@@ -104,7 +129,13 @@ UNREAD = [
     "<think>The answer is B.</think>", "<think><answer>B</answer></think>",
     "<think>x<think>y</think>The answer is B</think>", "The answer is unclear. B might fit.", "If A, then B.",
     "Options A and B are wrong.", "Therefore, both A and B are correct.", "...", "?", "{", "\x00",
-    "Therefore, aspirin (an old drug) would not help.", "(B)ut this is a word", "B's",
+    "Therefore, aspirin (an old drug) would not help.", "The most likely diagnosis is not B.",
+    "It is not consistent with (B) Switch to chlorpromazine.", "Could it be (B) Switch to chlorpromazine?",
+    "It was aspirin, then (B) Switch to chlorpromazine.", "I saw A then (B) Switch to chlorpromazine.",
+    "<answer>No need for switch to chlorpromazine (B).</answer>", "<answer>Aspirin - wrong</answer>",
+    "It is late. " + "Not so " * 100 + "consistent with (B) Switch to chlorpromazine.",
+    "Differential diagnosis:\naspirin and more", "A (3 cm) nodule is visible.", "A so-called silhouette sign is visible.",
+    "A for-profit hospital", "<answer>A (large) effusion</answer>", "<answer>a (large) effusion</answer>", "(B)ut this is a word", "B's",
 ]  # fmt: skip
 
 
@@ -171,6 +202,16 @@ def test_no_option_is_chosen(text: str) -> None:
         ("I", TEN, "I", Reason.LABEL),
         ("(i)", TEN, "I", Reason.LABEL),
         ("I think so", TEN, None, Reason.NO_ANSWER),
+        ("I based my answer on the picture.", TEN, None, Reason.NO_ANSWER),
+        ("I, as a doctor, cannot tell.", TEN, None, Reason.NO_ANSWER),
+        ("I, because it fits", TEN, "I", Reason.LABEL),
+        ("I (finding number 73)", TEN, "I", Reason.LABEL_AND_TEXT),
+        ("A, since it fits", TEN, "A", Reason.LABEL),
+        ("<answer>Yes - there is</answer>", YES_NO, "A", Reason.TEXT),
+        ("<answer>Yes there is a nodule</answer>", YES_NO, "A", Reason.TEXT),
+        ("<answer>No abnormality</answer>", YES_NO, None, Reason.UNKNOWN_OPTION),
+        ("<answer>No, actually yes</answer>", YES_NO, None, Reason.AMBIGUOUS),
+        ("It looks odd.\nNo, it is clear.", YES_NO, "B", Reason.TEXT),
         ("I think J", TEN, "J", Reason.LABEL),
         ("finding number 73", TEN, "I", Reason.TEXT),
         ("K", TEN, None, Reason.UNKNOWN_OPTION),
@@ -180,7 +221,10 @@ def test_no_option_is_chosen(text: str) -> None:
         ("<answer> </answer>", DRUG, None, Reason.EMPTY),
         ("<think>r</think>\n<answer></answer>", DRUG, None, Reason.EMPTY),
         ("<think>The answer is B", DRUG, None, Reason.TRUNCATED),
-        ("<think>r <answer>B</answer>", DRUG, None, Reason.TRUNCATED),
+        # the end of the thinking part was forgotten, but the answer is whole and last: not a truncated text
+        ("<think>r <answer>B</answer>", DRUG, "B", Reason.LABEL),
+        ("<think>r <answer>B</answer> and", DRUG, None, Reason.TRUNCATED),
+        ("<think>r <answer>B", DRUG, None, Reason.TRUNCATED),
         ("<think>r</think><answer>B</answer><think>", DRUG, None, Reason.TRUNCATED),
         ("lung", OPEN, None, Reason.OPEN_QUESTION),
     ],
@@ -268,7 +312,7 @@ def test_rendered_answers(reasoning: str, label: str, form: str, order: list[str
     verdict = grade(render(label), DRUG)
     assert verdict.correct is (label == "B")
     assert verdict.label == label
-    assert verdict.format_ok
+    assert verdict.format_ok is bool(reasoning.strip())
     # the same choice is as right as before when the options are shuffled and the label follows
     shuffled = {new: DRUGS[old] for new, old in zip("ABCD", order, strict=True)}
     moved = {old: new for new, old in zip("ABCD", order, strict=True)}
@@ -289,7 +333,8 @@ ATTACKS = [
     "<answer>", "</answer>", "<answer>B</answer>", "<answer></answer>", "<think>", "</think>", "<think></think>",
     "\\boxed{", "\\boxed{B}", "(", "{", "<", " ", "\n", "B\n", "A. ", "A or ", "answer is ", "answer: ", "answer ",
     "answer:\n", "answer ---", "The answer is B. ", "B is correct. ", "not ", "n't ", "therefore ", "a ", "1.", "+-",
-    "x", "\u0301\u0316", "</think> ",
+    "x", "\u0301\u0316", "</think> ", "diagnosis ", "diagnosis is ", "\nor A", "\nmaybe ", "(B) ", "A is ", ". wait ",
+    "? ", "Aspirin\n", "\n ",
 ]  # fmt: skip
 
 
@@ -335,6 +380,12 @@ def test_closed_nested_boxes_are_linear() -> None:
     assert time.process_time() - start < 2.0
 
 
+CONCLUSIONS = [
+    "The most likely diagnosis is {label}. {text}.", "Diagnosis: {label}. {text}", "Ans: {label}",
+    "It fits.\nThe findings are consistent with ({label}) {text}.", "<answer>It is {text} ({label}).</answer>",
+]  # fmt: skip
+
+
 def _questions(path: Path) -> Iterator[Sample]:
     for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
@@ -364,3 +415,6 @@ def test_real_questions(shared_data: Path, name: str) -> None:
                 ):
                     verdict = grade(completion, sample)
                     assert (verdict.correct, verdict.label) == (right, label), (completion, sample)
+            for conclusion in CONCLUSIONS:
+                completion = conclusion.format(label=label, text=text)
+                assert grade(completion, sample).label == label, (completion, sample)

@@ -1,18 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import re
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from medvlt.rewards import parsing
-
-TAG_SOUP = st.lists(
-    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "A", " ", "\n", "\r", "\x1c", "answer: ", "is: "]),
-    max_size=14,
-).map("".join)
+from medvlt.rewards import parsing, reference
 
 
 @pytest.mark.parametrize(
@@ -30,6 +21,12 @@ TAG_SOUP = st.lists(
         ("<think>a", None),
         ("<think>a</think>b<think>c", None),
         ("b<think>", None),
+        ("<think>a\n<answer> B </answer>\n", "<answer> B </answer>\n"),
+        ("<think>a<answer>A</answer><answer>B</answer>", "<answer>B</answer>"),
+        ("<think>a<answer>B</answer>.", None),
+        ("<think>a</answer>", None),
+        ("<answer>B<think>a</answer>", None),
+        ("<think>a</think>b<think><answer>B</answer>", None),
     ],
 )
 def test_visible_text(text: str, visible: str | None) -> None:
@@ -76,7 +73,10 @@ def test_boxes_keeps_the_last() -> None:
     [
         ("<think>a</think><answer>A</answer>", True, True),
         ("<think>a\nb</think>\n<answer>\nA\n</answer>", True, True),
-        ("<think></think><answer></answer>", True, True),
+        ("<think></think><answer></answer>", False, True),  # nothing was thought and nothing answered
+        ("<think> </think><answer>A</answer>", False, True),
+        ("<think>a</think><answer>\n</answer>", False, True),
+        ("<think>a\n<answer>A</answer>", False, False),
         (" <think>a</think><answer>A</answer>", True, False),
         ("<think>a</think><answer>A</answer>\n", True, False),
         ("<think>a</think> so <answer>A</answer>", False, False),
@@ -94,43 +94,7 @@ def test_boxes_keeps_the_last() -> None:
 )
 def test_formats(text: str, robust: bool, reference: bool) -> None:
     assert parsing.has_format(text) is robust
-    assert parsing.has_reference_format(text) is reference
-
-
-@settings(max_examples=500, deadline=None)
-@given(TAG_SOUP, st.booleans())
-def test_reference_format_equals_the_pattern(soup: str, dress: bool) -> None:
-    text = f"<think>{soup}</answer>" if dress else soup
-    pattern = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
-    assert parsing.has_reference_format(text) is (pattern.fullmatch(text) is not None)
-
-
-@settings(max_examples=500, deadline=None)
-@given(TAG_SOUP)
-def test_first_blocks_equal_the_patterns(text: str) -> None:
-    spanning = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    assert parsing.first_block(text) == (spanning[1] if spanning else None)
-    within = re.search(r"<answer>(.*?)</answer>", text)
-    assert parsing.first_block_in_a_line(text) == (within[1] if within else None)
-
-
-@pytest.mark.parametrize(
-    ("text", "extracted"),
-    [
-        ("<answer>A</answer> <answer>\n B \nC</answer>", "B"),
-        ("<answer>B\rC</answer>", "B"),
-        ("<answer></answer>", ""),
-        ("Answer: A\nANSWER:\n B\nmore", "B"),
-        ("answer: x answer: y", "x answer: y"),
-        ("is: C and the answer is B", "B"),
-        ("the answer is: B", "B"),
-        ("the drug is: B", "B"),
-        ("<think>x</think> B", "x B"),
-        ("  nothing here ", "nothing here"),
-    ],
-)
-def test_regrade_extract(text: str, extracted: str) -> None:
-    assert parsing.regrade_extract(text) == extracted
+    assert reference.has_reference_format(text) is reference
 
 
 @pytest.mark.parametrize(
@@ -191,6 +155,26 @@ def test_articles(text: str, droppable: list[str]) -> None:
 )
 def test_declarations(text: str, ends: list[str]) -> None:
     assert [text[declaration.end :] for declaration in parsing.declarations(text, 9)] == ends
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("The most likely diagnosis in her is B", ["B"]),
+        ("**Diagnosis:** B", []),
+        ("Diagnosis: B", ["B"]),
+        ("Next step: B", ["B"]),
+        ("Option B is C", []),
+        ("The differential diagnosis is B", []),
+        ("Diagnosis:\nB", ["\nB"]),
+        ("It is not the diagnosis: B", []),
+        ("The answer is B", []),
+    ],
+)
+def test_declarations_of_a_topic(text: str, ends: list[str]) -> None:
+    found = parsing.declarations(text, 9, topic=True)
+    assert [text[declaration.end :] for declaration in found] == ends
+    assert all(declaration.weak and not declaration.named for declaration in found)
 
 
 def test_declarations_know_what_revises() -> None:

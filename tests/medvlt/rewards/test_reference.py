@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medvlt.rewards import reference
 from medvlt.rewards.reference import grade_eval, grade_regrade, grade_reward
 from medvlt.types import Reason, Sample
+
+TAG_SOUP = st.lists(
+    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "A", " ", "\n", "\r", "\x1c", "answer: ", "is: "]),
+    max_size=14,
+).map("".join)
 
 SAMPLE = Sample("1", "Which drug?", {"A": "Aspirin", "B": "Heparin"}, "B", "Heparin")
 
@@ -65,3 +75,39 @@ def test_label_and_reason(text: str, label: str | None, reason: Reason) -> None:
 def test_open_question_is_compared_by_text() -> None:
     sample = Sample("1", "Which organ?", {}, None, "Left lung")
     assert grade_eval(" left lung ", sample) == (True, None, Reason.TEXT)
+
+
+@settings(max_examples=500, deadline=None)
+@given(TAG_SOUP, st.booleans())
+def test_reference_format_equals_the_pattern(soup: str, dress: bool) -> None:
+    text = f"<think>{soup}</answer>" if dress else soup
+    pattern = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+    assert reference.has_reference_format(text) is (pattern.fullmatch(text) is not None)
+
+
+@settings(max_examples=500, deadline=None)
+@given(TAG_SOUP)
+def test_first_blocks_equal_the_patterns(text: str) -> None:
+    spanning = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    assert reference.first_block(text) == (spanning[1] if spanning else None)
+    within = re.search(r"<answer>(.*?)</answer>", text)
+    assert reference.first_block_in_a_line(text) == (within[1] if within else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "extracted"),
+    [
+        ("<answer>A</answer> <answer>\n B \nC</answer>", "B"),
+        ("<answer>B\rC</answer>", "B"),
+        ("<answer></answer>", ""),
+        ("Answer: A\nANSWER:\n B\nmore", "B"),
+        ("answer: x answer: y", "x answer: y"),
+        ("is: C and the answer is B", "B"),
+        ("the answer is: B", "B"),
+        ("the drug is: B", "B"),
+        ("<think>x</think> B", "x B"),
+        ("  nothing here ", "nothing here"),
+    ],
+)
+def test_regrade_extract(text: str, extracted: str) -> None:
+    assert reference.regrade_extract(text) == extracted

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvlt.data.phantom.bands import Bands, band_draft, decimal, number_draft
+from medvlt.data.phantom.bands import Bands, band_draft, decimal, number_draft, number_grid
 
 BANDS = Bands(("low", "middle", "high"), 10, (20, 31), 50, teacher_cuts=(25, 31))
 
@@ -50,13 +51,26 @@ def test_decimal(value: int, decimals: int, text: str) -> None:
     assert decimal(value, decimals) == text
 
 
-@given(st.integers(1, 200), st.lists(st.integers(-50, 300), max_size=4), st.floats(0.5, 1), st.integers(0, 2**32))
+@given(st.integers(0, 10**9), st.floats(0.5, 1), st.integers(-3, 60), st.integers(1, 12), st.integers(0, 40))
 @settings(max_examples=200, deadline=None)
-def test_numbers_as_options(value: int, slips: list[int], difficulty: float, seed: int) -> None:
-    draft = number_draft(Random(seed), difficulty, question="q", fact="f", value=value, slips=slips, spread=3, key="k")
-    numbers = [int(choice) for choice in draft.choices]
-    assert len(set(numbers)) == len(numbers) == (5 if difficulty >= 0.75 else 4)
-    assert min(numbers) > 0
-    assert numbers[draft.truth] == value
-    if slips and slips[0] > 0:
-        assert numbers[draft.guess] == slips[0]
+def test_a_grid_keeps_its_bounds(pick: int, difficulty: float, lowest: int, step: int, room: int) -> None:
+    highest = lowest + 4 * step + room
+    numbers, truth = number_grid(Random(pick), pick, difficulty, lowest=lowest, highest=highest, step=step)
+    assert lowest <= numbers[0]
+    assert numbers[-1] <= highest
+    assert len(numbers) == (5 if difficulty >= 0.75 else 4)
+    assert {after - before for before, after in pairwise(numbers)} == {step}
+    assert truth == pick % len(numbers)
+
+
+def test_a_grid_reaches_both_bounds() -> None:
+    rng = Random(3)
+    grids = {number_grid(rng, 0, 1.0, lowest=3, highest=9, step=1)[0] for _ in range(200)}
+    assert grids == {(3, 4, 5, 6, 7), (4, 5, 6, 7, 8), (5, 6, 7, 8, 9)}
+
+
+@pytest.mark.parametrize(("truth", "guess"), [(0, 1), (2, 3), (3, 3)])
+def test_the_teacher_takes_the_next_number(truth: int, guess: int) -> None:
+    draft = number_draft((5, 9, 13, 17), truth, question="q", fact="f", key="k", place=(0, 2))
+    assert (draft.choices, draft.truth, draft.guess) == (("5", "9", "13", "17"), truth, guess)
+    assert (draft.key, draft.place) == ("k", (0, 2))

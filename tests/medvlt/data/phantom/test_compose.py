@@ -4,15 +4,16 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from medvlt.data.phantom.compose import Settings, draft_at, family_at, sample_at
-from medvlt.data.phantom.families import PICTURE_FAMILIES, choose_families
-from medvlt.data.phantom.streams import SPLITS, Split
+from medvlt.data.phantom.compose import Settings, _walk, draft_at, family_at, sample_at
+from medvlt.data.phantom.families import PICTURE_FAMILIES, TEXT_FAMILIES, choose_families
+from medvlt.data.phantom.streams import SPLITS, Split, split_of
 
 ALL = Settings(
     split="train",
@@ -104,6 +105,38 @@ def test_splits_share_no_value_whatever_the_seeds() -> None:
         for other in SPLITS:
             if one != other:
                 assert not keys[one] & keys[other]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_numbered_value_repeats_before_all_were_asked(split: Split) -> None:
+    chosen = replace(ALL, split=split)
+    asked: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+    for index in range(6000):
+        _, family, draft = draft_at(chosen, index)
+        if draft.place is not None:
+            asked[family, draft.truth].append(draft.key)
+    assert len({family for family, _ in asked}) == 10
+    for family in {family for family, _ in asked}:
+        rng, values = Random(1), defaultdict(set)
+        for pick in range(4000):
+            draft = TEXT_FAMILIES[family](rng, pick, 0.0)
+            if split_of(family, draft.key, draft.place) == split:
+                values[draft.truth].add(draft.key)
+        for answer, wanted in values.items():
+            keys = asked[family, answer]
+            assert len(keys) > len(wanted)
+            for start in range(0, len(keys) - len(wanted) + 1, len(wanted)):
+                assert set(keys[start : start + len(wanted)]) == wanted
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_evaluation_set_is_the_same_in_any_order_and_for_other_seeds_another(split: Split) -> None:
+    chosen = replace(ALL, split=split)
+    forward = [draft_at(chosen, index) for index in range(200)]
+    _walk.cache_clear()
+    assert [draft_at(chosen, index) for index in reversed(range(200))] == forward[::-1]
+    other = [draft_at(replace(chosen, seed=1), index) for index in range(200)]
+    assert sum(one == two for one, two in zip(forward, other, strict=True)) < 20
 
 
 def test_exact_traces_end_in_the_right_word_and_letter() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from medvlt.data.phantom.draft import Modality
 from medvlt.data.phantom.families import FAMILIES, PICTURE_FAMILIES, TEXT_FAMILIES, ModalityChoice, choose_families
+from medvlt.data.phantom.source import Phantom
 from medvlt.data.phantom.streams import SPLITS, split_of
 from medvlt.errors import ConfigurationError
 
@@ -60,7 +61,7 @@ def test_every_answer_has_values_in_every_split(modality: Modality, name: str, d
     rng, values = Random(4), defaultdict(set)
     for pick in range(3000):
         draft = FAMILIES[modality][name](rng, pick, difficulty)
-        numeric = draft.choices[0].isdigit()  # the right number is always choice 0
+        numeric = draft.choices[0].isdigit()
         values[split_of(name, draft.key, draft.place), 0 if numeric else draft.truth].add(draft.key)
     answers = {answer for _, answer in values}
     for split in SPLITS:
@@ -79,14 +80,21 @@ def test_the_teacher_is_wrong_often_enough_to_be_corrected(modality: Modality, n
         assert 0.06 < share < (0.8 if name == "count" else 0.4)
 
 
+@pytest.mark.parametrize("difficulty", [0.0, 1.0])
 @pytest.mark.parametrize("name", PICTURE_FAMILIES)
-def test_blind_guessing_is_chance_on_pictures(name: str) -> None:
-    """No picture, the best constant answer: within 3.5 standard deviations of one out of the options."""
-    rng, number = Random(6), 3000
-    drafts = [PICTURE_FAMILIES[name](rng, rng.getrandbits(30), 0.0) for _ in range(number)]
-    chance = 1 / len(drafts[0].choices)
-    best = Counter(draft.truth for draft in drafts).most_common(1)[0][1] / number
-    assert best <= chance + 3.5 * (chance * (1 - chance) / number) ** 0.5
+def test_blind_guessing_is_chance_on_pictures(name: str, difficulty: float) -> None:
+    """All of a sample but its picture: the commonest answer, or letter, for each wording and options is no better."""
+    samples = Phantom("train", 3000, families=[name], difficulty=difficulty).load()
+    answers: defaultdict[object, Counter[str | None]] = defaultdict(Counter)
+    letters: defaultdict[object, Counter[str | None]] = defaultdict(Counter)
+    for index in range(len(samples)):
+        sample = samples.light(index)
+        answers[sample.question, frozenset(sample.options.values())][sample.answer] += 1
+        letters[sample.question, frozenset(sample.options.values())][sample.answer_label] += 1
+    chance = 1 / len(sample.options)
+    tolerance = 3.5 * (chance * (1 - chance) / len(samples)) ** 0.5
+    for votes in (answers, letters):
+        assert sum(max(counts.values()) for counts in votes.values()) / len(samples) <= chance + tolerance
 
 
 def test_choice_of_families() -> None:

@@ -19,7 +19,7 @@ from medvlt.data.schema import parse_record, to_record
 from medvlt.errors import ConfigurationError
 
 UIDS = (
-    "phantom_text:train-0-0-43a31685:1bdd8a5e",
+    "phantom_text:train-0-0-40d2260d:de4698c2",
     "phantom_picture:train-0-1-118f8608:28693193",
     "phantom_text:train-0-2-b8b39ce9:a3a1dfad",
     "phantom_picture:train-0-3-204c3d76:731a01ef",
@@ -133,7 +133,7 @@ def test_it_is_named_in_yaml() -> None:
     assert first.extra["family"] == "side"
 
 
-def test_6500_samples_take_seconds() -> None:
+def test_a_sample_takes_a_millisecond_or_two() -> None:
     samples = Phantom("train", 650).load()
     samples[1]
     start = time.process_time()
