@@ -20,7 +20,7 @@ from medvlt.models.tiny import CHAT_TEMPLATE, TinySize, build_tiny
 
 
 def tiny(
-    output: Path = Path("runs/demo/model"),
+    output: str | Path = "runs/demo/model",
     tokenizer_from: str | None = None,
     size: TinySize = TinySize(),  # noqa: B008 - frozen
     seed: int = 0,
@@ -37,7 +37,7 @@ def tiny(
 
     # the words of the chat template are in every prompt, so they should be single tokens too
     corpus = chain([CHAT_TEMPLATE] * 100, phantom_corpus())
-    folder = build_tiny(output, corpus=corpus, tokenizer_from=tokenizer_from, size=size, seed=seed)
+    folder = build_tiny(Path(output), corpus=corpus, tokenizer_from=tokenizer_from, size=size, seed=seed)
     Console().print(f"wrote a random tiny Qwen2.5-VL to {folder}")
 
 

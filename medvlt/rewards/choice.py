@@ -96,10 +96,10 @@ def read_text(text: str, options: Options, *, announced: bool = False) -> Readin
     r"""Returns what a text chooses, or None if it chooses nothing.
 
     From strong to weak: the text is an option as a whole; `\boxed{}`; the last "the answer is"; "B is correct"; the
-    last "the diagnosis is"; the first or last line is an option; the last sentence ends with a label and its own text.
-    Within each kind, two different answers are AMBIGUOUS, unless words such as "wait" or "therefore" stand between two
-    declarations: then the later one holds. With `announced`, a tag says that this is an answer, so that the first or
-    last line need not end with it.
+    first or last line is an option, or the last "the diagnosis is" names one; the last sentence ends with a label and
+    its own text. Within each kind, two different answers are AMBIGUOUS, unless words such as "wait" or "therefore"
+    stand between two declarations: then the later one holds. With `announced`, a tag says that this is an answer, so
+    that the first or last line need not end with it.
     """
     text = parsing.without_continuations(text.strip())
     whole = _whole(text, options)
@@ -112,7 +112,7 @@ def read_text(text: str, options: Options, *, announced: bool = False) -> Readin
         labels = (options.labels.get(letter) for letter in letters)
         reading = agree(Reading(label, Reason.LABEL) for label in labels if label)
     if reading is None:
-        reading = _declared(text, options, topic=True) or _undeclared(text, options, announced=announced)
+        reading = _undeclared(text, options, announced=announced)
     if reading is None and not boxed:
         reading = _paired(text, options)
     return reading or (_UNKNOWN if boxed or _declares(text) else None)
@@ -203,15 +203,22 @@ def _head(text: str, options: Options, *, strict: bool = False, strict_text: boo
     reading = read_statement(line, options, strict=strict)
     if strict_text and reading is not None and reading.reason in (Reason.TEXT, Reason.SYNONYM):
         reading = read_statement(line, options, strict=True)
-    return _AMBIGUOUS if reading and parsing.is_retracted(rest, at_once=True) else reading
+    if reading is None or not parsing.is_retracted(rest, at_once=True):
+        return reading
+    again = read_statement(rest, options)  # "B" and then "No", which is the text of B, takes nothing back
+    return reading if again is not None and again.label == reading.label else _AMBIGUOUS
 
 
 def _undeclared(text: str, options: Options, *, announced: bool) -> Reading | None:
-    """Returns the option that is the first or the last line, if the text lists no other."""
+    """Returns the option that is the first or the last line, or "the diagnosis", if the text lists no other."""
     text = parsing.before_explanation(text).strip()
     # nothing announces an answer in prose, so "aspirin (an old drug) would harm" must not count as one
-    readings = [_head(part, options, strict_text=not announced) for part in (text, text.rpartition("\n")[2])]
-    reading = agree(readings)
+    first, last = (_head(part, options, strict_text=not announced) for part in (text, text.rpartition("\n")[2]))
+    topic = _declared(text, options, topic=True) if last is None else None
+    if topic is not None:
+        listing = len(parsing.labels_in(text)) > 1  # then the first line only begins the list
+        return topic if listing else agree([first, topic])
+    reading = agree([first, last])
     if reading is None or reading.label is None:
         return reading
     own = next(raw for label, raw, _ in options.texts if label == reading.label)

@@ -84,7 +84,8 @@ _TEXT_CUE = rf",?\s++(?:{_REASON}|{_VERDICT})\b"
 _CUE = rf",?\s++(?:{_REASON}|as|for|so|but|based|where|while|although|however|per)\b"
 _LABEL_END = re.compile(r"\s*$|\s*\n|[.:,;!?]+(?=[\s)\]}\"']|$)|\s++[-=→|(\[]|" + _CUE, re.IGNORECASE)
 _ARTICLE_END = re.compile(
-    r"\s*$|\s*\n|[.:;!?]+(?=[\s)\]}\"']|$)|(?<=[aA]),(?=\s)|\s++[-=→]|" + rf",?\s++(?:because|since|{_PRAISE})\b",
+    r"\s*$|\s*\n|[.:;!?]+(?=[\s)\]}\"']|$)|(?<=[aA]),(?=\s)|\s++[-=→]"
+    rf"|,?\s++(?:because|since|{_PRAISE}|(?<=[aA]\s)(?:as|which|but|while|although))\b",
     re.IGNORECASE,
 )
 _TEXT_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;:!?)\]}\"']++(?=\s|$)|\s++[-(\[]|" + _TEXT_CUE, re.IGNORECASE)
@@ -268,7 +269,7 @@ def tokenise(text: str) -> tuple[Token, ...]:
     for match in _TOKEN.finditer(text):
         word = match[0]
         folded = word.casefold()
-        article = folded in ("a", "an", "the") and text[match.end() : match.end() + 1].isspace()
+        article = folded in ("a", "an", "the") and text[match.end() : match.end() + 1] in ("\t", " ")
         droppable = article and (word != "A" or not text[: match.start()].strip("\"'( "))
         tokens.append(Token("and" if word == "&" else folded, droppable, match.start(), match.end()))
     return tuple(tokens)

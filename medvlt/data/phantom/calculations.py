@@ -45,7 +45,9 @@ def arterial_pressure(rng: Random, pick: int, difficulty: float) -> Draft:
         third = rng.randint(5, min(mean - 30, (190 - mean) // 2))  # of the pulse pressure
     else:
         slip = rng.randint(4, 10)  # a sixth of the pulse pressure
-        numbers, truth = number_grid(rng, pick, difficulty, lowest=60, highest=112, step=slip)
+        numbers, truth = number_grid(
+            rng, pick, difficulty, lowest=ARTERIAL_PRESSURE.first, highest=ARTERIAL_PRESSURE.last, step=slip
+        )
         mean, third = numbers[truth], 2 * slip
     key = f"{mean + 2 * third}/{mean - third}"
     question = f"Blood pressure {key}: mean pressure?"
@@ -66,7 +68,9 @@ def anion_gap(rng: Random, pick: int, difficulty: float) -> Draft:
         gap = ANION_GAP.draw(rng, pick % 3, difficulty)
     else:
         potassium = rng.randint(3, 5)
-        numbers, truth = number_grid(rng, pick, difficulty, lowest=2, highest=24, step=potassium)
+        numbers, truth = number_grid(
+            rng, pick, difficulty, lowest=ANION_GAP.first, highest=ANION_GAP.last, step=potassium
+        )
         gap = numbers[truth]
     bicarbonate = rng.randint(8, 28)
     rest = gap + bicarbonate  # sodium within 132 to 146 and chloride within 85 to 125
@@ -93,7 +97,7 @@ def rr_interval(rng: Random, pick: int, difficulty: float) -> Draft:
         truth, guess = 2 - RR_INTERVAL.classify(value), 2 - RR_INTERVAL.teacher_classify(value)
         return Draft(question, f"rate {rate} is", HEART_RATE.words, truth, guess, key, place)
     step = rng.randint(5, 12)  # from 5 on, neighbouring rates differ
-    intervals, right = number_grid(rng, pick, difficulty, lowest=33, highest=150, step=step)
+    intervals, right = number_grid(rng, pick, difficulty, lowest=RR_INTERVAL.first, highest=RR_INTERVAL.last, step=step)
     value = intervals[right]
     key, place = decimal(value, 2), RR_INTERVAL.place(value)
     question = f"Regular rhythm, RR interval {key} s: rate per minute?"
@@ -112,7 +116,7 @@ def coma_score(rng: Random, pick: int, difficulty: float) -> Draft:
     if difficulty < NUMERIC_FROM:
         rank = rng.randrange(len(_COMA_SCORES[index]))
     else:
-        numbers, right = number_grid(rng, pick, difficulty, lowest=3, highest=15, step=1)
+        numbers, right = number_grid(rng, pick, difficulty, lowest=COMA.first, highest=COMA.last, step=1)
         index = COMA.classify(numbers[right])
         scores = _COMA_SCORES[index]
         rank = rng.choice([rank for rank in range(len(scores)) if sum(scores[rank]) == numbers[right]])

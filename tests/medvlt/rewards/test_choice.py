@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from medvlt.rewards.choice import Options, Reading, agree, prepare, read_answer_blocks, read_statement, read_text
-from medvlt.types import Reason
+from medvlt.rewards.grade import grade
+from medvlt.types import Reason, Sample
 
 DRUGS = {"A": "Aspirin", "B": "Switch to chlorpromazine", "C": "A chest X-ray", "D": "E. coli"}
 SIGNS = {"A": "\u2191 Ca, \u2193 PO4", "B": "\u2193 Ca, \u2191 PO4", "C": "Both A and B"}
@@ -136,3 +141,48 @@ def test_agree() -> None:
 )
 def test_read_answer_blocks(blocks: list[str], label: str | None, reason: Reason) -> None:
     assert read_answer_blocks(blocks, ready(DRUGS)) == Reading(label, reason)
+
+
+CONCLUSIONS = [
+    "The most likely diagnosis is {label}. {text}.", "Diagnosis: {label}. {text}", "Ans: {label}",
+    "It fits.\nThe findings are consistent with ({label}) {text}.", "<answer>It is {text} ({label}).</answer>",
+]  # fmt: skip
+
+
+def _questions(path: Path) -> Iterator[Sample]:
+    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        yield Sample(str(index), row["question"], row["options"], row["answer_label"], row["answer"])
+
+
+@pytest.mark.parametrize("name", ["text_mcq_medqa_train.jsonl", "vqa_rad_closed_yesno.jsonl"])
+def test_real_questions(shared_data: Path, name: str) -> None:
+    samples = list(_questions(shared_data / name))
+    assert len(samples) > 600
+    unread: list[bool] = []
+    for sample in samples:
+        for label, text in sample.options.items():
+            for answer in (
+                label,
+                text,
+                text.lower(),
+                text.upper(),
+                f"{label}. {text}",
+                f"({label.lower()}) {text}",
+                f"{text}.",
+            ):
+                right = label == sample.answer_label
+                for completion in (
+                    answer,
+                    f"<think> r </think>\n<answer> {answer} </answer>",
+                    f"The answer is {label}. {text}",
+                ):
+                    verdict = grade(completion, sample)
+                    assert (verdict.correct, verdict.label) == (right, label), (completion, sample)
+            for conclusion in CONCLUSIONS:
+                completion = conclusion.format(label=label, text=text)
+                found = grade(completion, sample).label
+                assert found in (label, None), (completion, sample)
+                unread.append(found is None)
+    # an option of several sentences, or one such as "Both A and B", may stay unread
+    assert sum(unread) < 0.01 * len(unread)

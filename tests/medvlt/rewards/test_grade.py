@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -88,7 +86,7 @@ RIGHT = [
     "The answer is A. No, wait. Therefore the answer is B.", "The answer is B. Wait, A? No. The answer is B.",
     # options restated before a conclusion
     "Aspirin\nSwitch to chlorpromazine\nA chest X-ray\n\nThe answer is B", "B\nB",
-    "B because it works. Aspirin actually thins blood.", "B rather than A",
+    "B because it works. Aspirin actually thins blood.",
 ]  # fmt: skip
 
 WRONG = [
@@ -113,9 +111,9 @@ AMBIGUOUS = [
     "B because A, C, D are also right", "B (C is fine too)", "<answer>B\nor A\nB</answer>",
     "<answer>B\nMaybe A\n</answer>", "B\nor (A)",
     "Switch to chlorpromazine\nAspirin\nA chest X-ray\nExpectant management\nSwitch to chlorpromazine",
-    "The answer is B. No, it is A.", "The answer is B? No, it is A.", "Is the answer B? No.", "The answer is B.\nNo, A.",
-    "The answer is B. Hmm, actually A.", "The answer is B. It works. Wait, A works.", "B\nWait, A",
-    "<answer>B, wait, A</answer>", "<answer>B? No.</answer>", "<answer>B\nNo, it is A</answer>",
+    "The answer is B. No, it is A.", "The answer is B? No, it is A.", "Is the answer B? No.",
+    "The answer is B.\nNo, A.", "The answer is B. Hmm, actually A.", "The answer is B. It works. Wait, A works.",
+    "B\nWait, A", "<answer>B, wait, A</answer>", "<answer>B? No.</answer>", "<answer>B\nNo, it is A</answer>",
     "The diagnosis is A. The treatment is B.", "A. one, B. two, C. three, D. four", "A. this B. that C. these",
 ]  # fmt: skip
 
@@ -134,8 +132,10 @@ UNREAD = [
     "It was aspirin, then (B) Switch to chlorpromazine.", "I saw A then (B) Switch to chlorpromazine.",
     "<answer>No need for switch to chlorpromazine (B).</answer>", "<answer>Aspirin - wrong</answer>",
     "It is late. " + "Not so " * 100 + "consistent with (B) Switch to chlorpromazine.",
-    "Differential diagnosis:\naspirin and more", "A (3 cm) nodule is visible.", "A so-called silhouette sign is visible.",
-    "A for-profit hospital", "<answer>A (large) effusion</answer>", "<answer>a (large) effusion</answer>", "(B)ut this is a word", "B's",
+    "Differential diagnosis:\naspirin and more", "A (3 cm) nodule is visible.",
+    "A so-called silhouette sign is visible.",
+    "A for-profit hospital", "<answer>A (large) effusion</answer>", "<answer>a (large) effusion</answer>",
+    "(B)ut this is a word", "B's",
 ]  # fmt: skip
 
 
@@ -194,6 +194,12 @@ def test_no_option_is_chosen(text: str) -> None:
         ("yes and no", YES_NO, None, Reason.AMBIGUOUS),
         ("Yes/No", YES_NO, None, Reason.AMBIGUOUS),
         ("A. No", YES_NO, None, Reason.AMBIGUOUS),
+        ("B\nNo, it is clear.", YES_NO, "B", Reason.TEXT),
+        ("A\nNo, it is clear.", YES_NO, None, Reason.AMBIGUOUS),
+        ("A\nNo", YES_NO, None, Reason.AMBIGUOUS),  # not the text "a no"
+        ("Finding: aspirin.\nB", DRUG, "B", Reason.LABEL),  # the last line outweighs a remark
+        ("B\nThe diagnosis is A.", DRUG, None, Reason.AMBIGUOUS),
+        ("B\nExplanation: the wrong treatment was tried.\nTreatment: aspirin.", DRUG, "B", Reason.LABEL),
         ("right", SIDES, "B", Reason.TEXT),
         ("the right", SIDES, "B", Reason.TEXT),
         ("bright", SIDES, None, Reason.NO_ANSWER),
@@ -207,6 +213,7 @@ def test_no_option_is_chosen(text: str) -> None:
         ("I, because it fits", TEN, "I", Reason.LABEL),
         ("I (finding number 73)", TEN, "I", Reason.LABEL_AND_TEXT),
         ("A, since it fits", TEN, "A", Reason.LABEL),
+        ("The answer is A as it fits.", TEN, "A", Reason.LABEL),
         ("<answer>Yes - there is</answer>", YES_NO, "A", Reason.TEXT),
         ("<answer>Yes there is a nodule</answer>", YES_NO, "A", Reason.TEXT),
         ("<answer>No abnormality</answer>", YES_NO, None, Reason.UNKNOWN_OPTION),
@@ -378,43 +385,3 @@ def test_closed_nested_boxes_are_linear() -> None:
     start = time.process_time()
     grade("\\boxed{" * depth + "B" + "}" * depth, DRUG)
     assert time.process_time() - start < 2.0
-
-
-CONCLUSIONS = [
-    "The most likely diagnosis is {label}. {text}.", "Diagnosis: {label}. {text}", "Ans: {label}",
-    "It fits.\nThe findings are consistent with ({label}) {text}.", "<answer>It is {text} ({label}).</answer>",
-]  # fmt: skip
-
-
-def _questions(path: Path) -> Iterator[Sample]:
-    for index, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        row = json.loads(line)
-        yield Sample(str(index), row["question"], row["options"], row["answer_label"], row["answer"])
-
-
-@pytest.mark.parametrize("name", ["text_mcq_medqa_train.jsonl", "vqa_rad_closed_yesno.jsonl"])
-def test_real_questions(shared_data: Path, name: str) -> None:
-    samples = list(_questions(shared_data / name))
-    assert len(samples) > 600
-    for sample in samples:
-        for label, text in sample.options.items():
-            for answer in (
-                label,
-                text,
-                text.lower(),
-                text.upper(),
-                f"{label}. {text}",
-                f"({label.lower()}) {text}",
-                f"{text}.",
-            ):
-                right = label == sample.answer_label
-                for completion in (
-                    answer,
-                    f"<think> r </think>\n<answer> {answer} </answer>",
-                    f"The answer is {label}. {text}",
-                ):
-                    verdict = grade(completion, sample)
-                    assert (verdict.correct, verdict.label) == (right, label), (completion, sample)
-            for conclusion in CONCLUSIONS:
-                completion = conclusion.format(label=label, text=text)
-                assert grade(completion, sample).label == label, (completion, sample)
