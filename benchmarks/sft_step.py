@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One SFT step (forward and backward), packed against padded rows, full logits against the target-only chunked head.
 
-    python benchmarks/sft_step.py [--vocabulary 151936] [--hidden 256] [--layers 4] [--samples 8] [--repeats 3]
+    python benchmarks/sft_step.py [--vocabulary 151936] [--hidden 256] [--layers 4] [--samples 4] [--repeats 3]
 
 The four variants do the same work on the same samples, in turns inside one process, so that their seconds can be
 compared; the memory of each is measured in a process of its own: the peak during the step minus what weights and
@@ -167,7 +167,7 @@ def resident(field: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("vocabulary", 151_936), ("hidden", 256), ("layers", 4), ("samples", 8), ("repeats", 3)):
+    for name, default in (("vocabulary", 151_936), ("hidden", 256), ("layers", 4), ("samples", 4), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
