@@ -3,28 +3,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.benchmarks import BenchmarkDataModule
 from datamodules.loader import ResumableLoader
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.options import shuffle_options
-from medvlt.data.packing import Group, PackedBatch, balance, pack
+from medvlt.data.packing import Group, PackedBatch, pack
 from medvlt.data.sources import Source
-from medvlt.errors import ConfigurationError, DataError
-from medvlt.losses.reduce import LossReduction, StepTotals, completion_weights
+from medvlt.data.steps import StepPlan, measure
+from medvlt.errors import ConfigurationError
+from medvlt.losses.reduce import LossReduction, completion_weights
 from medvlt.types import Sample
-
-logger = logging.getLogger(__name__)
 
 
 class SFTDataModule(BenchmarkDataModule):
@@ -134,101 +128,6 @@ class SFTDataModule(BenchmarkDataModule):
             per_step=dataset.per_step,
             fingerprint=self._plan.fingerprint,
         )
-
-
-def measure(
-    samples: Sequence[Sample], encoder: PromptEncoder, *, max_length: int, quiet: bool = False
-) -> dict[int, tuple[int, int]]:
-    """Returns index -> (prompt tokens, target tokens) of the samples that can be trained on.
-
-    What is left out is logged: each with its reason at level INFO, the counts as one warning.
-
-    Args:
-        samples: What the source gave.
-        encoder: How they become prompts and targets.
-        max_length: Longest prompt and target together, in tokens.
-        quiet: No progress bar and no warning; for all ranks but one.
-
-    Raises:
-        DataError: If none is left.
-    """
-    lengths: dict[int, tuple[int, int]] = {}
-    refused: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    hidden = quiet or len(samples) < 2000  # a progress bar only where there is something to wait for
-    for index in track(range(len(samples)), description="measuring samples", disable=hidden, transient=True):
-        sample = samples[index]
-        try:
-            encoder.check_text(sample)
-            prompt, target = encoder.prompt_length(sample), len(encoder.encode_target(sample))
-        except DataError as error:
-            reason, detail = "cannot be encoded", str(error)
-        else:
-            if prompt + target <= max_length:
-                lengths[index] = prompt, target
-                continue
-            reason = f"longer than max_length={max_length}"
-            detail = f"question {sample.uid} has {prompt + target} tokens"
-        refused[reason] += 1
-        first.setdefault(reason, detail)
-        logger.info("left out: %s (%s)", detail, reason)
-    summary = "; ".join(f"{count} {reason}, the first: {first[reason]}" for reason, count in refused.most_common())
-    if not lengths:
-        raise DataError(f"no training sample is left of {len(samples)}: {summary}. Raise max_length, or mend these")
-    if refused and not quiet:
-        logger.warning("%d of %d training samples are left out: %s", refused.total(), len(samples), summary)
-    return lengths
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """Which samples make up which micro-batch: a pure function of (seed, epoch, step).
-
-    Attributes:
-        indices: Positions of the usable samples in the source.
-        prompt_tokens: Prompt length of each.
-        target_tokens: Target length of each.
-        global_batch_size: Samples of a step.
-        micro_batches: Micro-batches of a step over all ranks.
-        seed: Of the shuffling.
-    """
-
-    indices: tuple[int, ...]
-    prompt_tokens: tuple[int, ...]
-    target_tokens: tuple[int, ...]
-    global_batch_size: int
-    micro_batches: int
-    seed: int
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of one epoch, the last one possibly smaller."""
-        return -(-len(self.indices) // self.global_batch_size)
-
-    @property
-    def fingerprint(self) -> str:
-        """Short hash of what decides which samples make which step; ranks and micro-batches do not."""
-        parts = (self.indices, self.prompt_tokens, self.target_tokens, self.global_batch_size, self.seed)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-    def order(self, epoch: int) -> list[int]:
-        """The epoch's order of positions in `indices`."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.indices), generator=generator).tolist()
-
-    def step(self, order: Sequence[int], step: int) -> tuple[list[list[int]], StepTotals]:
-        """Returns the positions of each micro-batch of a step and the sizes of the step.
-
-        A last step with fewer samples than micro-batches leaves some of them empty.
-        """
-        chosen = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
-        tokens = [self.prompt_tokens[i] + self.target_tokens[i] for i in chosen]
-        bins = balance(tokens, min(self.micro_batches, len(chosen)))
-        bins += [[] for _ in range(self.micro_batches - len(bins))]
-        totals = StepTotals(
-            sum(self.target_tokens[i] for i in chosen), len(chosen), min(self.micro_batches, len(chosen))
-        )
-        return [[chosen[i] for i in members] for members in bins], totals
 
 
 class MicroBatches(Dataset[PackedBatch]):
