@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -136,7 +137,26 @@ class View(Sequence[Sample]):
         return replace(sample, uid=copy_uid(sample.uid, self.copies[index]))
 
 
-class Chain(Sequence[Sample]):
+class BuiltSamples(Sequence[Sample]):
+    """Samples that are built at every access; a subclass has a length and says how one is built."""
+
+    @abstractmethod
+    def build(self, index: int) -> Sample:
+        """Returns the sample at a position, from 0 to the length - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self.build(i) for i in range(*index.indices(len(self)))]
+        return self.build(_from_start(index, len(self)))
+
+
+class Chain(BuiltSamples):
     """Sets one after the other.
 
     Args:
@@ -150,16 +170,9 @@ class Chain(Sequence[Sample]):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        part, position = self._locate(_from_start(index, len(self)))
+    def build(self, index: int) -> Sample:
+        """Returns the sample of the set that holds the position."""
+        part, position = self._locate(index)
         return part[position]
 
     def light(self, index: int) -> Sample:

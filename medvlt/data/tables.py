@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from medvlt.data.readers import ReadChecks, RecordReader, place_images
-from medvlt.data.samples import SampleSet, View
+from medvlt.data.samples import BuiltSamples, SampleSet, View
 from medvlt.data.schema import Record, parse_record
 from medvlt.types import Sample
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class TableSamples(Sequence[Sample]):
+class TableSamples(BuiltSamples):
     """All rows of a `datasets.Dataset` as samples.
 
     The table stays memory-mapped on disk. A sample and its encoded pictures are built at each access, so that a set of
@@ -40,15 +40,8 @@ class TableSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def build(self, index: int) -> Sample:
+        """Returns the sample with its encoded pictures."""
         return place_images(self._parse(self._rows[index].to_pylist()[0], index), self.image_root)
 
     def light(self, index: int) -> Sample:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args, overload
+from typing import get_args
 
 from medvlt.data.drops import ReadReport
 from medvlt.data.phantom.compose import Reasoning, Settings, sample_at
 from medvlt.data.phantom.families import ModalityChoice, choose_families
 from medvlt.data.phantom.streams import SPLITS, Split
-from medvlt.data.samples import SampleSet, Source
+from medvlt.data.samples import BuiltSamples, SampleSet, Source
 from medvlt.errors import ConfigurationError
 from medvlt.types import Sample
 
@@ -94,8 +94,8 @@ class Phantom(Source):
         return SampleSet(PhantomSamples(self.settings, self.size), ReadReport(name, read=self.size, kept=self.size))
 
 
-@dataclass(frozen=True, slots=True)
-class PhantomSamples(Sequence[Sample]):
+@dataclass(frozen=True)
+class PhantomSamples(BuiltSamples):
     """Samples that are generated whenever they are asked for.
 
     Attributes:
@@ -109,25 +109,13 @@ class PhantomSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return self.size
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        return sample_at(self.settings, self._position(index))
+    def build(self, index: int) -> Sample:
+        """Returns the sample, its picture drawn."""
+        return sample_at(self.settings, index)
 
     def light(self, index: int) -> Sample:
         """Returns the sample without its picture."""
-        return sample_at(self.settings, self._position(index), with_picture=False)
-
-    def _position(self, index: int) -> int:
-        if not -self.size <= index < self.size:
-            raise IndexError(f"position {index} in a set of {self.size} samples")
-        return index % self.size
+        return sample_at(self.settings, range(self.size)[index], with_picture=False)
 
 
 def phantom_corpus(
