@@ -3,11 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No test may leave a file in the checkout; Lightning writes a config.yaml where it is started."""
+
+    def visible() -> set[str]:  # the caches of pytest and hypothesis are hidden
+        return {path.name for path in REPOSITORY.iterdir() if not path.name.startswith(".")}
+
+    before = visible()
+    yield
+    assert visible() == before
 
 
 @pytest.fixture(scope="session")

@@ -242,7 +242,12 @@ def test_the_live_policy_needs_a_backbone(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
-        "trainer": {"accelerator": "cpu", "logger": False, "callbacks": [{"class_path": "RolloutCallback"}]},
+        "trainer": {
+            "accelerator": "cpu",
+            "logger": False,
+            "default_root_dir": str(tmp_path / "out"),
+            "callbacks": [{"class_path": "RolloutCallback"}],
+        },
         "model": {"class_path": "RolloutModule"},
         "data": {
             "class_path": "BenchmarkDataModule",
