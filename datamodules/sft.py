@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.benchmarks import BenchmarkDataModule
@@ -161,19 +160,18 @@ class MicroBatches(Dataset[PackedBatch]):
         members = bins[self.rank * self.per_step + micro_batch]
         # an empty micro-batch still has to run, as every rank takes part in every exchange: some sample, weight zero
         chosen = members or bins[0][:1]
-        targets = [self._encode(index, epoch) for index in chosen]
+        samples = [self._sample(position, epoch) for position in chosen]
+        targets = [self.encoder.encode_target(sample) for sample in samples]
         weights = completion_weights(
-            [len(target) for _, _, target in targets], totals, reduction=self.reduction, max_tokens=self.max_length
+            [len(target) for target in targets], totals, reduction=self.reduction, max_tokens=self.max_length
         )
         return pack(
             [
-                Group(self.encoder.encode(sample), [target], [weight if members else 0.0], uid)
-                for (sample, uid, target), weight in zip(targets, weights, strict=True)
+                Group(self.encoder.encode(sample), [target], [weight if members else 0.0], sample.uid)
+                for sample, target, weight in zip(samples, targets, weights, strict=True)
             ]
         )
 
-    def _encode(self, position: int, epoch: int) -> tuple[Sample, str, torch.Tensor]:
+    def _sample(self, position: int, epoch: int) -> Sample:
         sample = self.samples[self.plan.indices[position]]
-        if self.shuffle_seed is not None:
-            sample = shuffle_options(sample, self.shuffle_seed + epoch)
-        return sample, sample.uid, self.encoder.encode_target(sample)
+        return sample if self.shuffle_seed is None else shuffle_options(sample, self.shuffle_seed + epoch)

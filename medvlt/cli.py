@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningCLI
 
 import callbacks
 import datamodules
@@ -38,9 +38,6 @@ for _package in OURS:
 
 class MedvltCLI(LightningCLI):
     """LightningCLI whose config always wins and whose mistakes are reported before anything is written."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Nothing is linked: a config says each value where it is used, by YAML anchors where it is the same."""
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as it is: Lightning would replace `model:` by what a checkpoint stores, silently."""
