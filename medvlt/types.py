@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = "Path | bytes | Image"
 """A picture that is decoded only when it is needed: a file, an encoded file in memory, or a decoded picture."""
 
-FinishReason: TypeAlias = Literal["stop", "length"]
-"""Why a completion ended: at an end token or a stop string, or at its token limit."""
+FinishReason: TypeAlias = Literal["stop", "length", "error"]
+"""Why a completion ended: at an end token or a stop string, at its token limit, or the engine refused the prompt.
+
+A refused prompt has completions without tokens and text, so that it stays in every denominator: it is never right, and
+nothing is learned from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Completion:
         token_ids: Sampled tokens, end token included.
         text: Their text, special tokens left out.
         sampler_logprobs: The engine's log-probability of each token under the distribution it sampled from.
-        finish_reason: "length" marks a truncated completion.
+        finish_reason: "length" marks a truncated completion, "error" one that was never sampled.
         version: Version of the weights it was sampled from.
     """
 

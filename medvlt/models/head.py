@@ -12,7 +12,13 @@ CHUNK_TOKENS = 128
 """Rows of logits alive at a time. torch's own default is about one row at Qwen's vocabulary and 9 times slower."""
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+BANNED = -1e30
+"""Added to the logit of a token that cannot occur: its probability and its gradient are exactly zero."""
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, banned: Tensor | None = None
+) -> Tensor:
     """Returns log softmax(hidden weight^T / temperature)[target] for each row.
 
     Memory is O(CHUNK_TOKENS * V), forward and backward. Uses `torch.nn.functional.linear_cross_entropy` where the
@@ -23,19 +29,23 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, temperatu
         weight: Output embedding, (V, D).
         targets: Token ids in [0, V), (N,).
         temperature: Divides the logits, above 0. Must equal the sampling temperature for a ratio to be meaningful.
+        banned: Ids that the distribution leaves out, (K,), none of them a target; what a sampler never draws must not
+            take probability from what it draws.
 
     Returns:
         Natural log-probabilities, (N,), float32.
     """
     # the fused kernel rounds its result to the type of its input
     if not hasattr(F, "linear_cross_entropy") or weight.dtype in (torch.bfloat16, torch.float16):
-        return chunked_token_logprobs(hidden, weight, targets, temperature=temperature)
+        return chunked_token_logprobs(hidden, weight, targets, temperature=temperature, banned=banned)
     if len(targets) == 0:  # the fused kernel divides by the number of rows
         return hidden.sum(-1).float()
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_TOKENS)
     with torch.autocast(hidden.device.type, enabled=False):
         scaled = hidden.to(weight.dtype) / temperature
-        nll: Tensor = F.linear_cross_entropy(scaled, weight, targets, reduction="none", options=options)
+        nll: Tensor = F.linear_cross_entropy(
+            scaled, weight, targets, linear_bias=_ban(weight, banned), reduction="none", options=options
+        )
     return -nll.float()
 
 
@@ -56,32 +66,23 @@ def token_logits(hidden: Tensor, weight: Tensor) -> Tensor:
         return F.linear(hidden.to(weight.dtype), weight).float()
 
 
-def chunked_token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+def chunked_token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, banned: Tensor | None = None
+) -> Tensor:
     """`token_logprobs` from matmul and logsumexp alone, each chunk of logits computed again in the backward pass."""
+    bias = _ban(weight, banned)
 
     def chunk_logprobs(rows: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
         logits = token_logits(rows, weight) / temperature
+        if bias is not None:
+            logits = logits + bias.float()
         return logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
 
     chunks = zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets, CHUNK_TOKENS), strict=True)
     return torch.cat([checkpoint(chunk_logprobs, rows, weight, chosen, use_reentrant=False) for rows, chosen in chunks])
 
 
-@torch.no_grad()
-def token_entropy(hidden: Tensor, weight: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Returns the entropy -sum_v p_v log p_v of the next-token distribution of each row.
-
-    Args:
-        hidden: (N, D).
-        weight: (V, D).
-        temperature: Divides the logits, above 0.
-
-    Returns:
-        Entropies in nats, (N,), in [0, log V], no gradient.
-    """
-    entropies = []
-    for rows in torch.split(hidden, CHUNK_TOKENS):
-        logits = token_logits(rows, weight) / temperature
-        logprobs = logits.log_softmax(-1)
-        entropies.append(-(logprobs.exp() * logprobs).sum(-1))
-    return torch.cat(entropies)
+def _ban(weight: Tensor, banned: Tensor | None) -> Tensor | None:
+    if banned is None:
+        return None
+    return torch.zeros(len(weight), dtype=weight.dtype, device=weight.device).index_fill_(0, banned, BANNED)

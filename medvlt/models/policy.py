@@ -45,18 +45,21 @@ class Policy(nn.Module):
             model = model.get_base_model()
         return cast(Qwen2_5_VLForConditionalGeneration, model)
 
-    def forward(self, batch: PackedBatch, *, temperature: float = 1.0) -> Tensor:
+    def forward(self, batch: PackedBatch, *, temperature: float = 1.0, banned: Tensor | None = None) -> Tensor:
         """Returns the log-probability of every target token.
 
         Args:
             batch: One row of groups.
             temperature: Divides the logits, above 0; the sampling temperature in RL.
+            banned: Ids that the sampler never draws, (K,); they leave the distribution. None in SFT.
 
         Returns:
             log p(target | everything it may see), (N,), float32, natural log, carries the gradient.
         """
         hidden = self.hidden_states(batch)
-        return head.token_logprobs(hidden, self.base.lm_head.weight, batch.targets, temperature=temperature)
+        return head.token_logprobs(
+            hidden, self.base.lm_head.weight, batch.targets, temperature=temperature, banned=banned
+        )
 
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Returns the last hidden state that predicts each target, (N, D)."""
