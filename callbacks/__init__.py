@@ -3,6 +3,6 @@
 
 from callbacks.completions import CompletionLogger
 from callbacks.results import ResultsTable
-from callbacks.rollout import RolloutCallback
+from callbacks.rollout import RolloutCallback, VLLMRolloutCallback
 
-__all__ = ["CompletionLogger", "ResultsTable", "RolloutCallback"]
+__all__ = ["CompletionLogger", "ResultsTable", "RolloutCallback", "VLLMRolloutCallback"]

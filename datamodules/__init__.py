@@ -2,6 +2,7 @@
 """LightningDataModules: which questions, in which order, in which batches."""
 
 from datamodules.benchmarks import BenchmarkDataModule
+from datamodules.prompts import PromptDataModule
 from datamodules.sft import SFTDataModule
 
-__all__ = ["BenchmarkDataModule", "SFTDataModule"]
+__all__ = ["BenchmarkDataModule", "PromptDataModule", "SFTDataModule"]

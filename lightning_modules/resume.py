@@ -12,7 +12,7 @@ from typing import Any
 
 
 def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
-    """Rewrites the loop state of a checkpoint taken after the last batch of an epoch, in place.
+    """Rewrites the loop state of a checkpoint taken after the last batch of an epoch, or before the first, in place.
 
     Such a checkpoint resumes without the validation that would have followed that batch. Totals (and with them the
     global step) stay; the counts of the current epoch start at zero. Any other checkpoint is left as it is.
@@ -24,6 +24,12 @@ def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
     if loop is None:
         return
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    if epochs["current"]["started"] < epochs["current"]["ready"]:  # written before the first batch of an epoch
+        for scope in ("total", "current"):
+            epochs[scope] = dict.fromkeys(epochs[scope], epochs[scope]["started"])
+        batches["is_last_batch"] = False
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        return
     if not batches["is_last_batch"] or batches["current"]["processed"] != batches["current"]["ready"]:
         return
     if (

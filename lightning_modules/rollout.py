@@ -15,7 +15,7 @@ from medvlt.errors import MissingRolloutError
 from medvlt.metrics.benchmark import BenchmarkMetrics
 from medvlt.metrics.macro import macro_average
 from medvlt.rewards.grade import GradePolicy, grade
-from medvlt.types import Verdict
+from medvlt.types import RolloutGroup, Verdict
 
 
 class RolloutModule(LightningModule):
@@ -49,14 +49,15 @@ class RolloutModule(LightningModule):
                 "the batch has no completions: add callbacks.RolloutCallback to trainer.callbacks (in YAML: "
                 "`- class_path: RolloutCallback`)"
             )
-        batch.verdicts = [
-            [
-                grade(c.text, group.sample, policy=self.grader, truncated=c.finish_reason == "length")
-                for c in group.completions
-            ]
-            for group in batch.groups
-        ]
+        batch.verdicts = [self.grade_group(group) for group in batch.groups]
         return batch.verdicts
+
+    def grade_group(self, group: RolloutGroup) -> list[Verdict]:
+        """Returns the verdict of each completion of a question."""
+        return [
+            grade(c.text, group.sample, policy=self.grader, truncated=c.finish_reason == "length")
+            for c in group.completions
+        ]
 
     def on_validation_epoch_start(self) -> None:
         """Clears the counts."""

@@ -95,6 +95,14 @@ class PromptEncoder:
         added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return tuple(sorted(added - set(self.end_token_ids)))
 
+    def unsampled_token_ids(self, vocab_size: int) -> list[int]:
+        """Returns all ids that no engine may sample: control tokens, and the padding of the embedding.
+
+        Args:
+            vocab_size: Rows of the output embedding, more than the tokenizer has tokens.
+        """
+        return [*self.banned_token_ids, *range(len(self.tokenizer), vocab_size)]
+
     def check_text(self, sample: Sample) -> None:
         """Refuses texts that would be read as control tokens and break the turn or the pictures' placeholders.
 

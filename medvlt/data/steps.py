@@ -22,7 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def measure(
-    samples: Sequence[Sample], encoder: PromptEncoder, *, max_length: int, quiet: bool = False
+    samples: Sequence[Sample],
+    encoder: PromptEncoder,
+    *,
+    max_length: int,
+    setting: str = "max_length",
+    with_target: bool = True,
+    quiet: bool = False,
 ) -> dict[int, tuple[int, int]]:
     """Returns index -> (prompt tokens, target tokens) of the samples that can be trained on.
 
@@ -32,6 +38,9 @@ def measure(
         samples: What the source gave.
         encoder: How they become prompts and targets.
         max_length: Longest prompt and target together, in tokens.
+        setting: Name of that limit in the configuration.
+        with_target: Whether there is a target to learn. Without one (RL) it has 0 tokens, and the question must have
+            options and a right answer, or no completion could be graded.
         quiet: No progress bar and no warning; for all ranks but one.
 
     Raises:
@@ -45,21 +54,23 @@ def measure(
         sample = samples[index]
         try:
             encoder.check_text(sample)
-            prompt, target = encoder.prompt_length(sample), len(encoder.encode_target(sample))
+            if not with_target and sample.answer_label not in sample.options:
+                raise DataError(f"question {sample.uid}: it has no right option, so no completion can be graded")
+            prompt, target = encoder.prompt_length(sample), len(encoder.encode_target(sample)) if with_target else 0
         except DataError as error:
-            reason, detail = "cannot be encoded", str(error)
+            reason, detail = "cannot be used", str(error)
         else:
             if prompt + target <= max_length:
                 lengths[index] = prompt, target
                 continue
-            reason = f"longer than max_length={max_length}"
+            reason = f"longer than {setting}={max_length}"
             detail = f"question {sample.uid} has {prompt + target} tokens"
         refused[reason] += 1
         first.setdefault(reason, detail)
         logger.info("left out: %s (%s)", detail, reason)
     summary = "; ".join(f"{count} {reason}, the first: {first[reason]}" for reason, count in refused.most_common())
     if not lengths:
-        raise DataError(f"no training sample is left of {len(samples)}: {summary}. Raise max_length, or mend these")
+        raise DataError(f"no training sample is left of {len(samples)}: {summary}. Raise {setting}, or mend these")
     if refused and not quiet:
         logger.warning("%d of %d training samples are left out: %s", refused.total(), len(samples), summary)
     return lengths

@@ -78,6 +78,15 @@ def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | Pe
     Raises:
         ConfigurationError: If the model cannot be found, is not a Qwen2.5-VL, lacks weights, or nothing is trainable.
     """
+    return prepare_backbone(load_pretrained(settings), settings)
+
+
+def load_pretrained(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration:
+    """Loads the model as it is stored, without adapters and with nothing frozen.
+
+    Raises:
+        ConfigurationError: If the model cannot be found, is not a Qwen2.5-VL, or lacks weights.
+    """
     try:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -91,6 +100,7 @@ def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | Pe
             "7B, 32B or 72B, or a model exported from one)"
         )
     try:
+        model: Qwen2_5_VLForConditionalGeneration
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             settings.name,
             revision=settings.revision,
@@ -111,7 +121,7 @@ def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | Pe
             f"the weights of {settings.name!r} do not cover the model: {len(missing)} tensors are missing or "
             f"of another shape and would be random, such as {', '.join(missing[:3])}. Use a complete checkpoint."
         )
-    return prepare_backbone(model, settings)
+    return model
 
 
 def prepare_backbone(

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The buffer of one iteration: packed micro-batches of this rank, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medvlt.data.batches import RolloutBatch
+from medvlt.data.encoder import PromptEncoder
+from medvlt.data.packing import EncodedPrompt, Group, pack
+from medvlt.errors import MissingRolloutError
+from medvlt.losses.reduce import LossReduction, completion_weights
+from medvlt.rollout.iteration import Iteration
+from medvlt.rollout.updates import UpdatePlan, plan_updates
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every optimizer step is this rank's.
+
+    Attributes:
+        ranks: Number of ranks.
+        rank: This one.
+        micro_batches: Micro-batches of a step on each rank.
+    """
+
+    ranks: int = 1
+    rank: int = 0
+    micro_batches: int = 1
+
+
+class RolloutBuffer(Dataset[RolloutBatch]):
+    """Micro-batches of this rank, indexed by (epoch, number); the length is known before there are any rollouts.
+
+    Args:
+        encoder: Turns questions into prompts; each is encoded once per iteration.
+        steps: Optimizer steps of an iteration.
+        share: This rank's part of a step.
+        reduction: How the token losses of a step become one number.
+    """
+
+    def __init__(self, encoder: PromptEncoder, *, steps: int, share: Share, reduction: LossReduction) -> None:
+        self.encoder, self.steps, self.share, self.reduction = encoder, steps, share, reduction
+        self.iteration: Iteration | None = None
+        self._plan: UpdatePlan | None = None
+        self._prompts: dict[int, EncodedPrompt] = {}
+
+    def fill(self, iteration: Iteration) -> None:
+        """Takes an iteration whose advantages are known and plans its optimizer steps."""
+        self.iteration = iteration
+        self._plan = plan(iteration, steps=self.steps, micro_batches=self.share.ranks * self.share.micro_batches)
+        self._prompts = {}
+
+    def add_logprobs(self, *, old: Mapping[int, Tensor] | None = None, ref: Mapping[int, Tensor] | None = None) -> None:
+        """Adds log-probabilities of the completions, by group number; those given replace earlier ones."""
+        iteration, _ = self._filled()
+        self.iteration = iteration.updated(
+            old_logprobs=iteration.old_logprobs if old is None else old,
+            ref_logprobs=iteration.ref_logprobs if ref is None else ref,
+        )
+
+    def __len__(self) -> int:
+        return self.steps * self.share.micro_batches
+
+    def __getitem__(self, key: tuple[int, int]) -> RolloutBatch:
+        _, number = key
+        iteration, plan = self._filled()
+        step, members = self.members(number)
+        # an empty micro-batch still has to run, as every rank takes part in every exchange: a small group, weight zero
+        chosen = members or self._stand_in(iteration)
+        lengths = trained_lengths(iteration)
+        flat = [length for group in chosen for length in lengths[group] if length]
+        weights = completion_weights(
+            flat, plan.totals[step], reduction=self.reduction, max_tokens=iteration.sampling.max_tokens
+        )
+        given = iter(weights if members else [0.0] * len(flat))
+        return self._pack(iteration, chosen, [[next(given) if n else 0.0 for n in lengths[group]] for group in chosen])
+
+    def members(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """Returns the step of a micro-batch and the numbers of its groups; none if it only stands in."""
+        _, plan = self._filled()
+        step, position = divmod(number, self.share.micro_batches)
+        return step, plan.micro_batches[step][self.share.rank * self.share.micro_batches + position]
+
+    def _filled(self) -> tuple[Iteration, UpdatePlan]:
+        if self.iteration is None or self._plan is None:
+            raise MissingRolloutError(
+                "there are no rollouts to train on: add callbacks.RolloutCallback or callbacks.VLLMRolloutCallback to "
+                "trainer.callbacks (in YAML: `- class_path: VLLMRolloutCallback`)"
+            )
+        return self.iteration, self._plan
+
+    def _stand_in(self, iteration: Iteration) -> tuple[int]:
+        sizes = {number: size for number, size in enumerate(group_sizes(iteration)) if any(iteration.lengths[number])}
+        return (min(sizes, key=lambda number: sizes[number]),)
+
+    def _pack(self, iteration: Iteration, chosen: Sequence[int], weights: Sequence[Sequence[float]]) -> RolloutBatch:
+        assert iteration.advantages is not None
+        groups = [iteration.groups[number] for number in chosen]
+        packed = pack(
+            [
+                Group(
+                    self._prompt(number),
+                    [torch.tensor(c.token_ids) for c in group.group.completions],
+                    row,
+                    group.group.sample.uid,
+                )
+                for number, group, row in zip(chosen, groups, weights, strict=True)
+            ]
+        )
+        advantages = torch.cat([iteration.advantages[number] for number in chosen])
+        sampler = [x for group in groups for c in group.group.completions for x in c.sampler_logprobs]
+        old, ref = iteration.old_logprobs, iteration.ref_logprobs
+        return RolloutBatch(
+            packed,
+            advantages.repeat_interleave(packed.completion_lengths).float(),
+            torch.tensor(sampler),
+            None if old is None else torch.cat([old[number] for number in chosen]),
+            None if ref is None else torch.cat([ref[number] for number in chosen]),
+        )
+
+    def _prompt(self, number: int) -> EncodedPrompt:
+        iteration, _ = self._filled()
+        if number not in self._prompts:
+            self._prompts[number] = self.encoder.encode(iteration.groups[number].group.sample)
+        return self._prompts[number]
+
+
+def plan(iteration: Iteration, *, steps: int, micro_batches: int) -> UpdatePlan:
+    """Plans the optimizer steps of an iteration over all ranks; see `plan_updates`."""
+    assert iteration.used is not None
+    counted = [
+        [kept for kept, length in zip(row, lengths, strict=True) if length]  # refused prompts count nowhere
+        for row, lengths in zip(trained_lengths(iteration), iteration.lengths, strict=True)
+    ]
+    return plan_updates(
+        group_sizes(iteration), counted, iteration.used.tolist(), steps=steps, micro_batches=micro_batches
+    )
+
+
+def trained_lengths(iteration: Iteration) -> list[list[int]]:
+    """Returns the tokens of every completion that take part in the loss: 0 where it is masked."""
+    assert iteration.masked is not None
+    return [
+        [0 if masked else length for length, masked in zip(lengths, row, strict=True)]
+        for lengths, row in zip(iteration.lengths, iteration.masked.tolist(), strict=True)
+    ]
+
+
+def group_sizes(iteration: Iteration) -> list[int]:
+    """Returns the tokens of every group, prompt included."""
+    return [
+        len(group.group.prompt_token_ids) + sum(lengths)
+        for group, lengths in zip(iteration.groups, iteration.lengths, strict=True)
+    ]
