@@ -26,3 +26,7 @@ class MissingRolloutError(MedvltError, RuntimeError):
 
 class EngineError(MedvltError, RuntimeError):
     """A rollout engine failed or was used after it died."""
+
+
+class RewardError(MedvltError, RuntimeError):
+    """A reward raised, or returned something that is not a reward."""
