@@ -75,6 +75,32 @@ def read_results(path: Path) -> list[BenchmarkResult]:
         ) from error
 
 
+def read_correct(path: Path) -> dict[tuple[str, str], bool]:
+    """Reads which questions were answered right from the file that `callbacks.CompletionLogger` wrote.
+
+    Args:
+        path: JSON Lines, one completion per question.
+
+    Returns:
+        (benchmark, uid) to right or wrong.
+
+    Raises:
+        DataError: If it is missing, not such a file, or has several completions of a question.
+    """
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        correct = {(record["benchmark"], record["uid"]): bool(record["correct"]) for record in records}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"expected completions written by callbacks.CompletionLogger at {path}, got: {error!r}"
+        ) from error
+    if not records or len(correct) != len(records):
+        raise DataError(
+            f"expected one completion per question in {path}, got {len(records)} of {len(correct)} questions"
+        )
+    return correct
+
+
 def print_results(runs: Mapping[str, Sequence[BenchmarkResult]]) -> None:
     """Prints `results_table`; where the output is a file and has no width, wide enough that nothing is cut."""
     Console(width=None if sys.stdout.isatty() else 120).print(results_table(runs))
