@@ -121,7 +121,7 @@ class GRPOModule(PolicyModule):
             raise ConfigurationError(
                 "GRPOModule trains on the prompts of datamodules.PromptDataModule; pass it as data"
             )
-        if isinstance(self.policy_loss, GSPOLoss) and reduction not in ("sequence", "micro_batch"):
+        if isinstance(self.policy_loss, GSPOLoss) and reduction != "sequence":
             raise ConfigurationError(
                 f"GSPOLoss has one ratio per completion, data.loss_reduction={reduction!r} would weight it by length; "
                 "set data.loss_reduction: sequence"

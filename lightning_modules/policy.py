@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_modules.resume import begin_next_epoch
 from lightning_modules.rollout import RolloutModule
 from medvlt.errors import ConfigurationError
+from medvlt.models.export import backbone_record
 from medvlt.models.loading import Backbone, load_backbone
 from medvlt.models.optimization import Optimization, build_optimizer
 from medvlt.models.policy import Policy
@@ -21,8 +22,8 @@ from medvlt.rewards.grade import GradePolicy
 class PolicyModule(RolloutModule):
     """Holds the policy; `SFTModule` and `GRPOModule` add a `training_step`.
 
-    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`, `on_load_checkpoint`,
-    `on_train_epoch_start`.
+    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`, `on_save_checkpoint`,
+    `on_load_checkpoint`, `on_train_epoch_start`.
 
     Args:
         backbone: Which Qwen2.5-VL, and how to load it.
@@ -62,6 +63,10 @@ class PolicyModule(RolloutModule):
             self.parameters(), self.optimization, total_steps=self._total_optimizer_steps()
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the settings of the backbone under "backbone", so that `medvlt export` can build it again."""
+        checkpoint["backbone"] = backbone_record(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Mends the loop state of a checkpoint written at the end of an epoch."""
