@@ -98,12 +98,12 @@ class RolloutCallback(Callback):
             )
         check_sampling(self.group_sampling)
         limit = getattr(self.engine, "max_model_len", None)
-        needed = data.max_prompt_tokens + self.group_sampling.max_tokens
+        needed = data.longest_prompt_tokens + self.group_sampling.max_tokens
         if limit is not None and needed > limit:
             raise ConfigurationError(
-                f"data.max_prompt_tokens={data.max_prompt_tokens} and group_sampling.max_tokens="
-                f"{self.group_sampling.max_tokens} make {needed} tokens, the engine's max_model_len is {limit}; raise "
-                "max_model_len or lower one of the two"
+                f"the longest prompt has {data.longest_prompt_tokens} tokens, with group_sampling.max_tokens="
+                f"{self.group_sampling.max_tokens} that makes {needed}, and the engine's max_model_len is {limit}; set "
+                "max_model_len to that, or lower data.max_prompt_tokens or group_sampling.max_tokens"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,7 +155,7 @@ class RolloutCallback(Callback):
             values["resampling/discarded_all_right"] = float(len(right))
             values["resampling/discarded_all_wrong"] = float(len(wrong))
             values["resampling/discarded_other"] = float(len(self._discarded) - len(right) - len(wrong))
-        pl_module.log_dict(values)
+        pl_module.log_dict(values, sync_dist=True)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

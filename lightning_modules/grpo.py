@@ -247,8 +247,8 @@ class GRPOModule(PolicyModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         iteration = data.buffer.iteration
         statistics = rollout_statistics(iteration)
-        self.log("train/reward", statistics.pop("reward"), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in statistics.items()})
+        self.log("train/reward", statistics.pop("reward"), prog_bar=True, sync_dist=True)
+        self.log_dict({f"train/{name}": value for name, value in statistics.items()}, sync_dist=True)
         if self.rewards.on_error == "no_verdict":  # the same on every rank, as this exchange between them must be
             errors = {f"train/rewards/{name}/errors": float(count) for name, count in self.rewards.errors.items()}
             self.log_dict(errors, sync_dist=True, reduce_fx="sum")
@@ -288,7 +288,8 @@ class GRPOModule(PolicyModule):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
             self.log("train/loss", self._step_loss, prog_bar=True, sync_dist=True, reduce_fx="sum", batch_size=1)
             statistics = self._statistics[0]
-            self.log_dict({f"train/{name}": value for name, value in statistics.compute().items()}, batch_size=1)
+            values = {f"train/{name}": value for name, value in statistics.compute().items()}
+            self.log_dict(values, sync_dist=True, batch_size=1)
             statistics.reset()
             self._step_loss = None
 

@@ -111,9 +111,10 @@ class RolloutModule(LightningModule):
         return torch.tensor(values, device=self.device)
 
     def _log_benchmarks(self, stage: str) -> None:
+        # the values are equal on all ranks, their mean (`sync_dist`) is the same; without it Lightning warns of each
         results: dict[str, dict[str, Any]] = {name: metrics.compute() for name, metrics in self.benchmarks.items()}
         for name, values in results.items():
-            self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items()})
+            self.log_dict({f"{stage}/{name}/{key}": value for key, value in values.items()}, sync_dist=True)
         if results:
             accuracies = {name: float(values["accuracy"]) for name, values in results.items()}
-            self.log(f"{stage}/accuracy", macro_average(accuracies), prog_bar=True)
+            self.log(f"{stage}/accuracy", macro_average(accuracies), prog_bar=True, sync_dist=True)
