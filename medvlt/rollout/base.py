@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -20,7 +21,14 @@ class RolloutEngine(Protocol):
     """Samples completions. Every implementation passes `tests/contracts/test_rollout_engine.py`.
 
     The constructor takes settings only, so that an engine can be named in YAML; `start` hands it what it works on.
+
+    Attributes:
+        version: Version of its weights; 0 until weights are loaded.
+        refused: How many prompts of each kind were refused; see `medvlt.rollout.refusal`.
     """
+
+    version: int
+    refused: Counter[str]
 
     def start(self, encoder: PromptEncoder, policy: Policy | None) -> None:
         """Gets ready to sample; calling it again with the same arguments changes nothing.
@@ -35,7 +43,8 @@ class RolloutEngine(Protocol):
     ) -> list[RolloutGroup]:
         """Samples `params.n` completions for each sample, in the order given.
 
-        Equal keys give equal completions, whatever else is in the call.
+        Equal keys give equal completions, whatever else is in the call. A prompt that cannot be sampled is refused: its
+        completions are empty and end with "error".
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:

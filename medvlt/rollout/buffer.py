@@ -71,15 +71,16 @@ class RolloutBuffer(Dataset[RolloutBatch]):
         _, number = key
         iteration, plan = self._filled()
         step, members = self.members(number)
-        # an empty micro-batch still has to run, as every rank takes part in every exchange: a small group, weight zero
-        chosen = members or self._stand_in(iteration)
+        if not members:
+            return self._stand_in(iteration)
         lengths = trained_lengths(iteration)
-        flat = [length for group in chosen for length in lengths[group] if length]
-        weights = completion_weights(
-            flat, plan.totals[step], reduction=self.reduction, max_tokens=iteration.sampling.max_tokens
+        flat = [length for group in members for length in lengths[group] if length]
+        weights = iter(
+            completion_weights(
+                flat, plan.totals[step], reduction=self.reduction, max_tokens=iteration.sampling.max_tokens
+            )
         )
-        given = iter(weights if members else [0.0] * len(flat))
-        return self._pack(iteration, chosen, [[next(given) if n else 0.0 for n in lengths[group]] for group in chosen])
+        return self._pack(iteration, members, [[next(weights) if n else 0.0 for n in lengths[g]] for g in members])
 
     def members(self, number: int) -> tuple[int, tuple[int, ...]]:
         """Returns the step of a micro-batch and the numbers of its groups; none if it only stands in."""
@@ -95,9 +96,13 @@ class RolloutBuffer(Dataset[RolloutBatch]):
             )
         return self.iteration, self._plan
 
-    def _stand_in(self, iteration: Iteration) -> tuple[int]:
+    def _stand_in(self, iteration: Iteration) -> RolloutBatch:
+        """A small group of weight zero; an empty micro-batch runs too, as every rank takes part in every exchange."""
         sizes = {number: size for number, size in enumerate(group_sizes(iteration)) if any(iteration.lengths[number])}
-        return (min(sizes, key=lambda number: sizes[number]),)
+        smallest = min(sizes, key=lambda number: sizes[number])
+        # it may be a group that no update uses, of which the log-probabilities below were not computed
+        bare = iteration.updated(old_logprobs=None, ref_logprobs=None)
+        return self._pack(bare, [smallest], [[0.0] * len(iteration.lengths[smallest])])
 
     def _pack(self, iteration: Iteration, chosen: Sequence[int], weights: Sequence[Sequence[float]]) -> RolloutBatch:
         assert iteration.advantages is not None

@@ -10,6 +10,7 @@ import torch
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.packing import Group, pack
+from medvlt.errors import ConfigurationError
 from medvlt.models.policy import Policy
 from medvlt.types import RolloutGroup, Sample
 
@@ -27,11 +28,23 @@ class ParityGate:
         tolerance: Largest mean of |trainer - engine| over the log-probabilities of a completion, in nats. None allows
             0.001 in full precision and 0.05 otherwise: bfloat16 rounds to 3 digits, and a mean forgives single tokens
             but no wrong picture (0.3 and more).
+
+    Raises:
+        ConfigurationError: If nothing would be compared, or no rounding is allowed.
     """
 
     prompts: int = 2
     max_tokens: int = 32
     tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"parity.{name} must be at least 1, got {getattr(self, name)}; parity: null turns the gate off"
+                )
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ConfigurationError(f"parity.tolerance must be above 0 or null, got {self.tolerance}")
 
 
 @dataclass(frozen=True)

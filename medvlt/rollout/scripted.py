@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
 from medvlt.data.encoder import PromptEncoder
-from medvlt.errors import ConfigurationError, EngineError
+from medvlt.errors import ConfigurationError, DataError, EngineError
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
+from medvlt.rollout.refusal import refuse
 from medvlt.types import Completion, FinishReason, RolloutGroup, RolloutKey, Sample, SamplingParams
 
 
@@ -23,6 +25,9 @@ class ScriptedEngine(RolloutEngine):
     Args:
         texts: What may be answered to any question.
         by_uid: Texts for single questions, instead of `texts`.
+
+    Attributes:
+        refused: How many prompts of each kind were refused; see `medvlt.rollout.refusal`.
     """
 
     def __init__(self, texts: Sequence[str] = (), by_uid: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -31,6 +36,7 @@ class ScriptedEngine(RolloutEngine):
         self.texts = list(texts)
         self.by_uid = dict(by_uid or {})
         self.version = 0
+        self.refused: Counter[str] = Counter()
         self._encoder: PromptEncoder | None = None
 
     def start(self, encoder: PromptEncoder, policy: Policy | None) -> None:
@@ -51,7 +57,11 @@ class ScriptedEngine(RolloutEngine):
             seeds = [key.sample_seed(index) for index in range(params.n)]
             picks = [0 if params.temperature == 0 else seed % len(texts) for seed in seeds]
             completions = tuple(self._completion(self._encoder, texts[pick], params.max_tokens) for pick in picks)
-            prompt = self._encoder.encode(sample).token_ids
+            try:
+                prompt = self._encoder.encode(sample).token_ids
+            except DataError as error:
+                groups.append(refuse(sample, error, n=params.n, version=self.version, counts=self.refused))
+                continue
             groups.append(RolloutGroup(sample, tuple(prompt.tolist()), completions))
         return groups
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from transformers import DynamicCache
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.packing import EncodedPrompt
-from medvlt.errors import ConfigurationError, EngineError
+from medvlt.errors import ConfigurationError, DataError, EngineError
 from medvlt.models import head
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
+from medvlt.rollout.refusal import refuse
 from medvlt.rollout.sampling import processed_logprobs, sample_tokens, uniforms
 from medvlt.types import Completion, RolloutGroup, RolloutKey, Sample, SamplingParams
 
@@ -31,6 +33,9 @@ class TransformersEngine(RolloutEngine):
 
     Args:
         batch_size: Completions decoded at a time. More is faster and takes more memory for the KV cache.
+
+    Attributes:
+        refused: How many prompts of each kind were refused; see `medvlt.rollout.refusal`.
     """
 
     def __init__(self, batch_size: int = 64) -> None:
@@ -38,6 +43,7 @@ class TransformersEngine(RolloutEngine):
             raise ConfigurationError(f"batch_size must be at least 1 completion, got {batch_size}")
         self.batch_size = batch_size
         self.version = 0
+        self.refused: Counter[str] = Counter()
         self._encoder: PromptEncoder | None = None
         self._policy: Policy | None = None
 
@@ -63,12 +69,20 @@ class TransformersEngine(RolloutEngine):
     def generate(
         self, samples: Sequence[Sample], params: SamplingParams, *, keys: Sequence[RolloutKey]
     ) -> list[RolloutGroup]:
-        """Samples `params.n` completions for each sample, in the order given."""
+        """Samples `params.n` completions for each sample, in the order given.
+
+        A prompt that cannot be built is refused: its completions are empty and end with "error".
+        """
         encoder, policy = self._started()
-        prompts = [encoder.encode(sample) for sample in samples]
-        by_length = sorted(range(len(samples)), key=lambda i: -len(prompts[i].token_ids))
-        per_batch = max(1, self.batch_size // params.n)
+        prompts: dict[int, EncodedPrompt] = {}
         groups: dict[int, RolloutGroup] = {}
+        for i, sample in enumerate(samples):
+            try:
+                prompts[i] = encoder.encode(sample)
+            except DataError as error:
+                groups[i] = refuse(sample, error, n=params.n, version=self.version, counts=self.refused)
+        by_length = sorted(prompts, key=lambda i: -len(prompts[i].token_ids))
+        per_batch = max(1, self.batch_size // params.n)
         with _evaluating(policy):
             for begin in range(0, len(by_length), per_batch):
                 indices = by_length[begin : begin + per_batch]
@@ -221,8 +235,7 @@ def left_pad(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> PaddedPromp
 def _banned_mask(encoder: PromptEncoder, vocab_size: int, device: torch.device) -> Tensor:
     """True for control tokens and for the padding of the embedding beyond the tokenizer, (V,)."""
     banned = torch.zeros(vocab_size, dtype=torch.bool)
-    banned[list(encoder.banned_token_ids)] = True
-    banned[len(encoder.tokenizer) :] = True
+    banned[encoder.unsampled_token_ids(vocab_size)] = True
     return banned.to(device)
 
 

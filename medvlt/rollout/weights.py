@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights on their way from the policy to an engine: full tensors under Hub names, each exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from medvlt.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from medvlt.models.policy import Policy
+
+
+@torch.no_grad()
+def hub_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """Yields every weight of the policy as a full tensor under its Hub name, one at a time.
+
+    Hub names are those of the transformers model's `state_dict`, without a trace of adapters or sharding.
+
+    - LoRA: a weight W with adapters is sent as W + scale B A, computed in float32 from the factors into a fresh tensor
+      of W's dtype. The policy's own weights are never touched, so nothing accumulates over repeated syncs. The sum is
+      over the adapters that are switched on; what is already merged into W is not added again.
+    - Sharded policies: each tensor is gathered, used and let go before the next. Gathering is collective, so every
+      rank must go through the whole iterator, also a rank that has no use for the tensors.
+    - Tied embeddings are one parameter and come once, as `model.language_model.embed_tokens.weight`: checkpoints store
+      them under that name, and whoever loads them ties the head to it.
+    - Buffers that a checkpoint does not hold (rotary frequencies) follow from the configuration and are not sent.
+
+    Args:
+        policy: Plain, with adapters, sharded, or both.
+
+    Yields:
+        Name and tensor. A weight without adapters is the policy's own memory: copy it to keep it beyond the next step.
+
+    Raises:
+        ConfigurationError: For adapters other than plain LoRA on linear layers.
+    """
+    base = policy.base
+    layers = _adapted_layers(policy)
+    factors = {
+        id(parameter)
+        for layer in layers.values()
+        for name, parameter in layer.named_parameters()
+        if not name.startswith("base_layer.")
+    }
+    for name, parameter in base.named_parameters():  # leaves out the second name of a tied parameter
+        if id(parameter) in factors:
+            continue
+        owner, within, leaf = name.partition(".base_layer.")
+        weight = full_tensor(parameter)
+        if within and leaf == "weight":
+            weight = _with_adapters(layers[owner], weight)
+        yield (f"{owner}.{leaf}" if within else name), weight
+    in_checkpoint = base.state_dict(keep_vars=True).keys()
+    for name, buffer in base.named_buffers():
+        if name in in_checkpoint:
+            yield name, full_tensor(buffer)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Returns a tensor without its history, gathered from all ranks if it is sharded."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def model_shapes(config: Qwen2_5_VLConfig) -> dict[str, torch.Size]:
+    """Returns the shape of every tensor that `hub_weights` sends of a model, by name; no weights are made."""
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    in_checkpoint = model.state_dict().keys()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return shapes | {name: buffer.shape for name, buffer in model.named_buffers() if name in in_checkpoint}
+
+
+def _adapted_layers(policy: Policy) -> dict[str, Any]:
+    """Returns the linear layers with adapters, by their name in the model."""
+    if policy.backbone is policy.base:
+        return {}
+    from peft.tuners.lora import Linear  # slow to import, and there already if it is needed
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: layer for name, layer in policy.base.named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in layers.items():
+        if type(layer) is not Linear or any(layer.use_dora.values()) or any(layer.lora_bias.values()):
+            raise ConfigurationError(
+                f"the adapter on {name} is a {type(layer).__name__} with settings whose product with the weight is not "
+                "W + scale B A; only plain LoRA on linear layers can be sent to an engine (no DoRA, no bias)"
+            )
+    return layers
+
+
+def _with_adapters(layer: Any, weight: Tensor) -> Tensor:
+    """Returns W + scale B A over the adapters that are on and not merged, less those merged and off, in W's dtype."""
+    wanted = set() if layer.disable_adapters else set(layer.active_adapters)
+    merged = set(layer.merged_adapters)
+    changes = [(name, 1.0) for name in layer.lora_A if name in wanted - merged]
+    changes += [(name, -1.0) for name in layer.lora_A if name in merged - wanted]
+    if not changes:
+        return weight
+    total = weight.float()  # a copy, except of float32
+    for name, sign in changes:
+        down, up = full_tensor(layer.lora_A[name].weight), full_tensor(layer.lora_B[name].weight)
+        total = total + sign * layer.scaling[name] * (up.float() @ down.float())
+    return total.to(weight.dtype)
+
+
+class CheckedWeights:
+    """A stream of weights that is compared, while it passes, with what the receiver expects.
+
+    Tensors that are unknown, come again or have another shape are left out, and an error of the source ends the
+    stream: the receiver always gets to finish, and `problems` says afterwards what was wrong.
+
+    Args:
+        weights: Names and full tensors.
+        expected: Shape of each tensor that must come exactly once.
+        dtype: Floating-point tensors are converted to it, one at a time.
+
+    Attributes:
+        error: What the source raised, or None.
+    """
+
+    def __init__(
+        self, weights: Iterable[tuple[str, Tensor]], expected: Mapping[str, torch.Size], dtype: torch.dtype
+    ) -> None:
+        self.weights = weights
+        self.expected = expected
+        self.dtype = dtype
+        self.error: Exception | None = None
+        self._seen: Counter[str] = Counter()
+        self._misshapen: dict[str, torch.Size] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields what can be used; the source is read to its end."""
+        try:
+            for name, tensor in self.weights:
+                self._seen[name] += 1
+                if name not in self.expected or self._seen[name] > 1:
+                    continue
+                if tensor.shape != self.expected[name]:
+                    self._misshapen[name] = tensor.shape
+                    continue
+                yield name, tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        except Exception as error:
+            self.error = error
+
+    def problems(self) -> list[str]:
+        """Returns what was wrong with the stream, in words; empty if every tensor came once."""
+        kinds = {
+            "missing": [name for name in self.expected if name not in self._seen],
+            "unknown": [name for name in self._seen if name not in self.expected],
+            "sent more than once": [name for name, count in self._seen.items() if count > 1 and name in self.expected],
+            "of another shape": [
+                f"{name} {tuple(shape)} in place of {tuple(self.expected[name])}"
+                for name, shape in self._misshapen.items()
+            ],
+        }
+        found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+        return [f"the source failed: {type(self.error).__name__}: {self.error}", *found] if self.error else found
+
+
+def _some(names: list[str]) -> str:
+    """Returns the names, the first and last few of a long list."""
+    return ", ".join(names if len(names) <= 12 else [*names[:8], f"... ({len(names) - 10} more)", *names[-2:]])
