@@ -21,6 +21,7 @@ TRAINER_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "demo": "the whole recipe on generated data with a tiny model, on a CPU, in minutes",
+    "export": "write the model of a checkpoint as an ordinary model folder",
     "doctor": "what is installed and usable here, and what to do about the rest",
     "tiny": "write a random tiny Qwen2.5-VL as an ordinary model folder",
 }
@@ -81,10 +82,12 @@ def _run_other(command: str, rest: Sequence[str]) -> None:
     function: Callable[..., None]
     if command == "demo":
         from medvlt.demo import demo as function
+    elif command == "export":
+        from medvlt.models.export import export as function
     else:
         from medvlt.demo import tiny as function
     parser = jsonargparse.ArgumentParser(prog=f"medvlt {command}", exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=False)
+    parser.add_function_arguments(function, as_positional=True)  # only what has no default
     try:
         settings = parser.parse_args(list(rest))
     except jsonargparse.ArgumentError as error:

@@ -58,10 +58,27 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "medvlt: error: unknown command 'fitt'; expected one of fit, validate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["tiny", "--sise", "3"], ["tiny", "--size.layers", "many"], ["demo", "--keep"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["tiny", "--sise", "3"],
+        ["tiny", "--size.layers", "many"],
+        ["demo", "--keep"],
+        ["export", "--dtype", "int4", "a", "b"],
+    ],
+)
 def test_bad_options_of_small_commands(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(args)
     error = capsys.readouterr().err
     assert error.startswith("medvlt: error: ")
     assert args[1].lstrip("-") in error
+
+
+def test_export_needs_to_know_what_and_where(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "a.ckpt"])
+    error = capsys.readouterr().err
+    assert error.startswith("medvlt: error: ")
+    assert "required" in error
+    assert "output" in error
