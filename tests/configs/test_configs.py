@@ -5,18 +5,47 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from medvlt.__main__ import main
+from medvlt.models.export import read_checkpoint
+from medvlt.models.loading import Backbone, load_pretrained
+from medvlt.models.policy import Policy
 from medvlt.paths import config_dir
 
 CONFIGS = config_dir()
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 HARDWARE = [name for name in FILES if name.startswith("hardware/")]
-RECIPES = [name for name in FILES if name.startswith(("demo/", "sft/"))]
+ALGORITHMS = [name for name in FILES if name.startswith("algorithms/")]
+GRPO = [name for name in FILES if name.startswith("grpo/")]
+RECIPES = [name for name in FILES if name.startswith(("demo/", "sft/", "grpo/"))]
+
+M23K, PMC = (16_512, 16_639), (115_520, 115_583)
+"""Fewest and most questions that the reference's selection can have."""
+
+SCRIPTS = {
+    "grpo/m23k_3b.yaml": (M23K, 5, 320, 256, 32, True, 50, -1),
+    "grpo/m23k_7b.yaml": (M23K, 5, 320, 256, 32, True, 50, -1),
+    "grpo/m23k_32b.yaml": (M23K, 5, 645, 128, 16, True, 50, 2),
+    "grpo/m23k_easy_to_hard_3b.yaml": (M23K, 5, 320, 256, 32, False, 100, -1),
+    "grpo/m23k_easy_to_hard_7b.yaml": (M23K, 5, 320, 256, 32, False, 100, -1),
+    "grpo/pmc_vqa_3b.yaml": (PMC, 1, 451, 256, 32, True, 50, -1),
+    "grpo/pmc_vqa_7b.yaml": (PMC, 1, 451, 256, 32, True, 50, -1),
+    "grpo/pmc_vqa_easy_to_hard_3b.yaml": (PMC, 1, 451, 256, 16, False, 100, 2),
+    "grpo/pmc_vqa_easy_to_hard_7b.yaml": (PMC, 1, 451, 256, 32, False, 100, -1),
+    "grpo/sft_m23k_rl_pmc_vqa_3b.yaml": (PMC, 1, 1805, 64, 8, True, 50, -1),
+    "grpo/sft_m23k_rl_pmc_vqa_7b.yaml": (PMC, 1, 1805, 64, 8, True, 50, -1),  # 4 there: half a group
+    "grpo/rl_m23k_rl_pmc_vqa_3b.yaml": (PMC, 1, 1805, 64, 8, True, 50, 3),
+    "grpo/rl_m23k_rl_pmc_vqa_7b.yaml": (PMC, 1, 1805, 64, 8, True, 50, 3),
+}
+"""The reference's training scripts: questions, passes, iterations, prompts of an iteration, completions of a
+micro-batch, shuffled or not, iterations between two checkpoints, checkpoints kept."""
 
 
 def run(*args: str) -> None:
@@ -30,9 +59,34 @@ def verb(name: str) -> str:
     return "validate" if data == "BenchmarkDataModule" else "fit"
 
 
+def printed(capsys: pytest.CaptureFixture[str], command: str, *args: str) -> dict[str, Any]:
+    run(command, *args, "--print_config")
+    settings: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return settings
+
+
+def launch_command(name: str) -> list[str]:
+    """What a header says behind `Launch:`; a backslash goes on in the next line."""
+    found = re.search(r"^# Launch: +medvlt (.+)$", (CONFIGS / name).read_text().replace("\\\n#", ""), re.MULTILINE)
+    assert found is not None
+    return shlex.split(found[1])
+
+
+def groups_of_a_micro_batch(settings: dict[str, Any]) -> float:
+    trainer, data = settings["trainer"], settings["data"]["init_args"]
+    micro_batches = trainer["devices"] * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
+    return float(data["prompts_per_iteration"] / data["updates_per_iteration"] / micro_batches)
+
+
+def callbacks_of(settings: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [c["init_args"] for c in settings["trainer"]["callbacks"] if c["class_path"].endswith(f".{kind}")]
+
+
 def test_the_glob_finds_them_and_each_is_of_a_kind() -> None:
-    assert len(RECIPES) >= 7
-    assert sorted(RECIPES + HARDWARE) == FILES
+    assert len(RECIPES) >= 20
+    assert sorted(SCRIPTS) == GRPO
+    assert len(ALGORITHMS) >= 6
+    assert sorted(RECIPES + HARDWARE + ALGORITHMS) == FILES
 
 
 def test_the_readme_has_a_row_for_each() -> None:
@@ -49,12 +103,10 @@ def test_header_says_how_to_launch(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_printing_is_a_fixed_point(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(verb(name), "--config", name, "--print_config")
-    printed = capsys.readouterr().out
+    first = printed(capsys, verb(name), "--config", name)
     again = tmp_path / "again.yaml"
-    again.write_text(printed)
-    run(verb(name), "--config", str(again), "--print_config")
-    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+    again.write_text(yaml.safe_dump(first))
+    assert printed(capsys, verb(name), "--config", str(again)) == first
 
 
 @pytest.mark.parametrize("fragment", HARDWARE)
@@ -63,28 +115,165 @@ def test_hardware_composes_with_every_recipe(fragment: str, capsys: pytest.Captu
     for recipe in RECIPES:
         if recipe.startswith("demo/"):
             continue
-        run("fit", "--config", recipe, "--config", fragment, "--print_config")
-        trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+        settings = printed(capsys, "fit", "--config", recipe, "--config", fragment)
+        trainer, data = settings["trainer"], settings["data"]["init_args"]
         for key in ("accelerator", "devices", "accumulate_grad_batches"):
             assert trainer[key] == wanted[key]
-        steps = yaml.safe_load((CONFIGS / recipe).read_text())["data"]["init_args"]["global_batch_size"]
-        ranks = wanted["devices"] * wanted.get("num_nodes", 1)
-        assert steps % (ranks * wanted["accumulate_grad_batches"]) == 0, (recipe, fragment)
+        if recipe in GRPO:
+            assert groups_of_a_micro_batch(settings) % 1 == 0, (recipe, fragment)
+        else:
+            micro_batches = wanted["devices"] * wanted.get("num_nodes", 1) * wanted["accumulate_grad_batches"]
+            assert data["global_batch_size"] % micro_batches == 0, (recipe, fragment)
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_grpo_recipes_have_the_numbers_of_the_scripts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As launched by the command in the header."""
+    questions, passes, iterations, prompts, completions, shuffled, every, kept = SCRIPTS[name]
+    settings = printed(capsys, *launch_command(name))
+    trainer, model, data = settings["trainer"], settings["model"]["init_args"], settings["data"]["init_args"]
+    assert trainer["max_epochs"] == iterations
+    assert {passes * (number // prompts) for number in questions} == {iterations}
+    assert (data["prompts_per_iteration"], data["updates_per_iteration"], data["shuffle"]) == (prompts, 2, shuffled)
+    assert groups_of_a_micro_batch(settings) == completions / 8
+    while_training, at_the_end = callbacks_of(settings, "ModelCheckpoint")
+    assert (while_training["every_n_epochs"], while_training["save_top_k"]) == (every, kept)
+    assert (at_the_end["save_last"], at_the_end["save_top_k"]) == (True, 0)
+    (rollouts,) = callbacks_of(settings, "VLLMRolloutCallback")
+    groups = rollouts["group_sampling"]
+    assert (groups["n"], groups["temperature"], groups["top_p"], groups["max_tokens"]) == (8, 1.0, 1.0, 4096)
+    assert rollouts["engine"]["init_args"]["max_model_len"] == data["max_prompt_tokens"] + 4096 == 2048 + 4096
+    assert (trainer["precision"], trainer["gradient_clip_val"]) == ("bf16-mixed", 1.0)
+    optimization = model["optimization"]
+    assert (optimization["learning_rate"], optimization["weight_decay"]) == (1e-6, 0.01)
+    assert (optimization["schedule"], optimization["warmup_ratio"]) == ("constant", 0.0)
+    assert optimization["betas"] == [0.9, 0.999]
+    assert model["backbone"]["name"] == data["encoder"]["model"]
+    assert model["backbone"]["freeze"] == (["vision", "projector"] if questions is M23K else [])
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_grpo_recipes_are_the_reference_but_for_the_reduction(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = printed(capsys, "fit", "--config", name)
+    reference = printed(capsys, "fit", "--config", name, "--config", "algorithms/reference.yaml")
+    assert plain["data"]["init_args"].pop("loss_reduction") == "token"
+    assert reference["data"]["init_args"].pop("loss_reduction") == "micro_batch"
+    assert plain == reference
+
+
+@pytest.mark.parametrize("name", [name for name in GRPO if "_rl_" in name])
+def test_a_chain_starts_from_what_its_header_exports(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    export = re.search(r"medvlt export \S+ (\S+)$", text, re.MULTILINE)
+    checkpoint = re.search(r"CHECKPOINT is (\S+)$", text, re.MULTILINE)
+    assert export is not None
+    assert checkpoint is not None
+    assert yaml.safe_load(text)["model"]["init_args"]["backbone"]["name"] == export[1]
+    stage, size = re.fullmatch(r"grpo/(sft|rl)_m23k_rl_pmc_vqa_(3b|7b)\.yaml", name).groups()  # type: ignore[union-attr]
+    first = CONFIGS / {"sft": "sft", "rl": "grpo"}[stage] / f"m23k_{size}.yaml"
+    assert checkpoint[1].startswith(f"{yaml.safe_load(first.read_text())['trainer']['default_root_dir']}/")
+
+
+@pytest.mark.parametrize("fragment", ALGORITHMS)
+def test_algorithms_compose_with_every_grpo_recipe(fragment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = yaml.safe_load((CONFIGS / fragment).read_text())
+    assert wanted.keys() == {"model", "data"}
+    for recipe in GRPO:
+        settings = printed(capsys, "fit", "--config", recipe, "--config", fragment, "--config", "hardware/8gpu.yaml")
+        model, data = settings["model"]["init_args"], settings["data"]["init_args"]
+        assert data["loss_reduction"] == wanted["data"]["init_args"]["loss_reduction"]
+        for key, value in wanted["model"]["init_args"].items():
+            assert short(model[key]) == value, (recipe, fragment, key)
+        assert model["optimization"]["learning_rate"] == 1e-6  # what the fragment does not name stays
+
+
+def short(value: Any) -> Any:
+    """The value with class names in place of import paths."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: part.rpartition(".")[2] if key == "class_path" else short(part)
+        for key, part in value.items()
+        if part != {} or key != "init_args"
+    }
+
+
+@pytest.mark.parametrize("fragment", ALGORITHMS)
+def test_algorithms_launch_as_their_headers_say(fragment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = launch_command(fragment)
+    assert fragment in command
+    settings = printed(capsys, *command)
+    assert groups_of_a_micro_batch(settings) == 4
+    (rollouts,) = callbacks_of(settings, "VLLMRolloutCallback")
+    assert rollouts["resampling_rounds"] == (10 if fragment == "algorithms/dapo.yaml" else 0)
+    if fragment == "algorithms/dapo.yaml":
+        overlong = settings["model"]["init_args"]["rewards"]["overlong"]["init_args"]
+        assert overlong["max_tokens"] == rollouts["group_sampling"]["max_tokens"]
+        assert overlong["cache_tokens"] == overlong["max_tokens"] * 4096 // 20480
+
+
+def write_questions(path: Path, number: int = 32) -> None:
+    record = {
+        "options": {"A": "yes", "B": "no"},
+        "answer_label": "A",
+        "answer": "yes",
+        "reasoning": "r",
+    }
+    path.write_text("\n".join(json.dumps({"question": f"Question {i}?"} | record) for i in range(number)))
+
+
+def run_grpo(name: str, tiny_folder: Path, folder: Path, *more: str) -> Path:
+    """Trains a real recipe for two iterations and returns the checkpoint that it leaves.
+
+    A tiny model stands for the weights that would be downloaded, a file for the questions, the live policy for vLLM.
+    """
+    write_questions(folder / "rows.jsonl")
+    sampler = "--trainer.callbacks.init_args."
+    run(
+        "fit", "--config", name, "--config", "hardware/cpu.yaml", f"--model.init_args.backbone.name={tiny_folder}",
+        f"--data.init_args.encoder.model={tiny_folder}", "--data.init_args.train=JSONLines",
+        "--data.init_args.train.init_args.path=rows.jsonl", "--data.init_args.prompts_per_iteration=4",
+        "--trainer.accumulate_grad_batches=1", "--trainer.max_epochs=2", f"{sampler}engine=TransformersEngine",
+        f"{sampler}group_sampling.max_tokens=6", *more,
+    )  # fmt: skip
+    (checkpoint,) = (folder / "runs").rglob("last.ckpt")
+    return checkpoint
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_grpo_recipes_train_two_iterations(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = run_grpo(name, tiny_folder, tmp_path)
+    assert read_checkpoint(checkpoint).step == 4
+    columns = next((tmp_path / "runs").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/kl", "train/reward", "lr-AdamW/pg1", "seconds/generate"} <= set(columns)
+
+
+@pytest.mark.parametrize("fragment", ALGORITHMS)
+def test_algorithms_learn(fragment: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a reward that a random model earns now and then, the weights move; weight decay is off."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "paid.py").write_text("def even(sample, completion, verdict): return completion.token_ids[0] % 2")
+    paid = {"even": {"class_path": "FunctionReward", "init_args": {"function": "paid.even"}}}
+    checkpoint = run_grpo(
+        "grpo/m23k_3b.yaml", tiny_folder, tmp_path, "--config", fragment,
+        f"--model.init_args.rewards={json.dumps(paid)}", "--model.init_args.optimization.weight_decay=0",
+    )  # fmt: skip
+    weights = read_checkpoint(checkpoint).weights
+    start = Policy(load_pretrained(Backbone(str(tiny_folder)))).state_dict()
+    moved = [name for name, tensor in start.items() if not torch.equal(weights[name], tensor)]
+    assert any("layers.0.mlp" in name for name in moved)
+    assert not any("visual" in name for name in moved)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("sft/")])
 def test_recipes_train_two_steps(name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real recipe, with a tiny model for the weights that would be downloaded and a file for the gated data."""
     monkeypatch.chdir(tmp_path)
-    record = {
-        "question": "Q?",
-        "options": {"A": "yes", "B": "no"},
-        "answer_label": "A",
-        "answer": "yes",
-        "reasoning": "r",
-    }
-    rows = [json.dumps(record | {"question": f"Question {number}?"}) for number in range(32)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    write_questions(tmp_path / "rows.jsonl")
     run(
         "fit", "--config", name, "--config", "hardware/cpu.yaml", f"--model.init_args.backbone.name={tiny_folder}",
         f"--data.init_args.encoder.model={tiny_folder}", "--data.init_args.train=JSONLines",
@@ -95,6 +284,30 @@ def test_recipes_train_two_steps(name: str, tiny_folder: Path, tmp_path: Path, m
     metrics = next((tmp_path / "runs").rglob("metrics.csv")).read_text()
     assert "train/loss" in metrics
     assert "lr-AdamW" in metrics
+
+
+def test_the_grpo_demos_differ_in_the_engine_alone() -> None:
+    demos = [yaml.safe_load((CONFIGS / f"demo/{name}.yaml").read_text()) for name in ("grpo", "grpo_transformers")]
+    samplers = [demo["trainer"]["callbacks"].pop(0) for demo in demos]
+    assert demos[0] == demos[1]
+    assert [sampler.pop("class_path") for sampler in samplers] == ["VLLMRolloutCallback", "RolloutCallback"]
+    engines = [sampler["init_args"].pop("engine")["class_path"] for sampler in samplers]
+    assert engines == ["VLLMEngine", "TransformersEngine"]
+    assert samplers[0] == samplers[1]
+
+
+def test_grpo_demo_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few questions: two iterations and a validation, and a checkpoint that can be exported."""
+    monkeypatch.chdir(tmp_path)
+    run(
+        "fit", "--config", "demo/grpo_transformers.yaml", f"--model.init_args.backbone.name={tiny_folder}",
+        f"--data.init_args.encoder.model={tiny_folder}", "--data.init_args.train.init_args.size=16",
+        *(f"--data.init_args.benchmarks.phantom_{kind}.init_args.size=4" for kind in ("text", "picture")),
+        "--data.init_args.prompts_per_iteration=8", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
+    )  # fmt: skip
+    assert read_checkpoint(tmp_path / "runs/demo/grpo/checkpoints/grpo.ckpt").step == 2
+    results = json.loads((tmp_path / "runs/demo/grpo/results.json").read_text())
+    assert {row["count"] for row in results["benchmarks"]} == {4}
 
 
 def test_demo_configs_run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
