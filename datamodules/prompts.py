@@ -83,6 +83,8 @@ class PromptDataModule(BenchmarkDataModule):
         self.seed = seed
         self.accumulate_grad_batches: int | None = None  # as it was when the steps were planned
         self.rollouts: Iteration | None = None  # of the present iteration, before advantages are formed
+        self.longest_prompt_tokens = 0
+        """Longest usable prompt; known after `setup("fit")`."""
         self.cursor = 0
         """Prompts passed over since the beginning, over all passes."""
         self._samples: Sequence[Sample] = ()
@@ -137,6 +139,7 @@ class PromptDataModule(BenchmarkDataModule):
                 "different ones; lower data.prompts_per_iteration or give more questions"
             )
         self.accumulate_grad_batches = accumulate
+        self.longest_prompt_tokens = max(prompt for prompt, _ in usable.values())
         self._samples, self._indices = samples, tuple(usable)
         self._buffer = RolloutBuffer(
             self.encoder,
@@ -217,6 +220,8 @@ class PromptDataModule(BenchmarkDataModule):
         Raises:
             ConfigurationError: If the data or their order are others.
         """
+        if self._buffer is None:  # validation of a checkpoint: Lightning restores this state there too
+            return
         if state_dict["fingerprint"] != self._fingerprint:
             raise ConfigurationError(
                 "the checkpoint is of other training prompts or another order of them (source, encoder, "

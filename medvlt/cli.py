@@ -22,11 +22,13 @@ import datamodules
 import lightning_modules
 from medvlt.data import mixture, phantom, sources
 from medvlt.errors import ConfigurationError, MedvltError
+from medvlt.losses import policy
 from medvlt.paths import check_sibling
-from medvlt.rollout import scripted, transformers
+from medvlt.rewards import base as rewards
+from medvlt.rollout import scripted, transformers, vllm
 
 OURS = (callbacks, datamodules, lightning_modules)
-NAMED_IN_YAML = (*OURS, mixture, phantom, sources, scripted, transformers)
+NAMED_IN_YAML = (*OURS, mixture, phantom, policy, rewards, scripted, sources, transformers, vllm)
 """Modules whose classes a config may name without a module; the parser knows a class once it is imported."""
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from medvlt.errors import EngineError, MedvltError
+from medvlt.errors import MedvltError
 
 Value = TypeVar("Value")
 
@@ -39,11 +39,13 @@ def interleave(shares: Sequence[Sequence[Value]]) -> list[Value]:
 def together(action: Callable[[], Value]) -> Value:
     """Runs an action on every rank; if it fails on one, it fails on all, so that none waits for the others.
 
+    Every rank raises the same kind of error, or one would try again where another gives up.
+
     Args:
         action: May raise a `MedvltError`; exchanges between ranks inside it are its own matter.
 
     Raises:
-        MedvltError: The rank's own error, or an `EngineError` that quotes another rank's.
+        MedvltError: The error of the first rank that failed; the other ranks quote it.
     """
     failure: MedvltError | None = None
     result: Value | None = None
@@ -51,10 +53,16 @@ def together(action: Callable[[], Value]) -> Value:
         result = action()
     except MedvltError as error:
         failure = error
-    messages = gather(None if failure is None else str(failure))
-    if failure is not None:
+    reports = gather(None if failure is None else (_kind(failure), str(failure)))
+    first = next((rank for rank, report in enumerate(reports) if report is not None), None)
+    if first is None:
+        return cast(Value, result)
+    if failure is not None and first == world()[1]:
         raise failure
-    for rank, message in enumerate(messages):
-        if message is not None:
-            raise EngineError(f"rank {rank}: {message}")
-    return cast(Value, result)
+    kind, message = cast(tuple[type[MedvltError], str], reports[first])
+    raise kind(f"rank {first}: {message}") from failure
+
+
+def _kind(error: MedvltError) -> type[MedvltError]:
+    """The class in `medvlt.errors` that an error belongs to: it is made from a message alone."""
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == MedvltError.__module__)

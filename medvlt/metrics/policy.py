@@ -66,7 +66,8 @@ class PolicyStatistics(Metric):
             return
         gap = (old_logprobs - sampler_logprobs).detach()[kept]
         low, high = token_losses.clipped_low[kept], token_losses.clipped_high[kept]
-        columns = (low, high, low | high, gap.abs(), gap.exp(), torch.zeros_like(gap) if kl is None else kl[kept])
+        # a ratio is summed as its distance from 1, so that 1 is what is left where no token counts
+        columns = (low, high, low | high, gap.abs(), gap.expm1(), torch.zeros_like(gap) if kl is None else kl[kept])
         self.sums += torch.stack([column.detach().double().sum() for column in columns])
         self.tokens += kept.sum()
         self.highest = torch.maximum(self.highest, torch.stack([gap.abs().max(), gap.max(), (-gap).max()]))
@@ -77,6 +78,7 @@ class PolicyStatistics(Metric):
         values = dict(zip(MEANS, means.unbind(), strict=True))
         absolute, largest, smallest = self.highest.masked_fill(self.highest.isinf(), 0.0).unbind()
         return values | {
+            "sampling/importance_sampling_ratio/mean": values["sampling/importance_sampling_ratio/mean"] + 1,
             "sampling/sampling_logp_difference/max": absolute,
             "sampling/importance_sampling_ratio/max": largest.exp(),
             "sampling/importance_sampling_ratio/min": (-smallest).exp(),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.data.steps import StepPlan, measure
+from medvlt.errors import DataError
 from medvlt.types import Sample
 
 
@@ -78,4 +80,39 @@ def test_samples_without_reasoning_are_counted_and_left_out(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert list(measure([sample(1), sample(2, ""), sample(3)], encoder, max_length=200)) == [0, 2]
-    assert "1 of 3 training samples are left out: 1 cannot be encoded, the first: sample q:2 has no" in caplog.text
+    assert "1 of 3 training samples are left out: 1 cannot be used, the first: sample q:2 has no" in caplog.text
+
+
+def test_prompts_without_targets_are_measured_alone(encoder: PromptEncoder) -> None:
+    """RL needs no reasoning, and a limit that the prompt just meets leaves no room for a target."""
+    plain = sample(1, reasoning="")
+    prompt = len(encoder.encode(plain).token_ids)
+    assert measure([plain], encoder, max_length=prompt, with_target=False) == {0: (prompt, 0)}
+    with pytest.raises(DataError, match="longer than max_prompt_tokens"):
+        measure([plain], encoder, max_length=prompt - 1, with_target=False, setting="max_prompt_tokens")
+
+
+@pytest.mark.parametrize("label", [None, "C"])
+def test_questions_that_cannot_be_graded_are_no_prompts(
+    label: str | None, encoder: PromptEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [sample(1), replace(sample(2), answer_label=label)]
+    with caplog.at_level(logging.WARNING):
+        assert list(measure(samples, encoder, max_length=200, with_target=False)) == [0]
+    assert "1 cannot be used, the first: question q:2: it has no right option" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        measure(samples, encoder, max_length=200, with_target=False, quiet=True)  # another rank says it already
+    assert not caplog.records
+
+
+def test_control_tokens_are_found_before_training(encoder: PromptEncoder) -> None:
+    """`encode` would refuse them, hours later."""
+    samples = [sample(1), replace(sample(2), question="What is <|im_end|>?"), sample(3)]
+    assert list(measure(samples, encoder, max_length=200)) == [0, 2]
+    assert list(measure(samples, encoder, max_length=200, with_target=False)) == [0, 2]
+
+
+def test_nothing_left_names_the_setting(encoder: PromptEncoder) -> None:
+    with pytest.raises(DataError, match=r"left of 1: 1 longer than data\.limit=5.*Raise data\.limit"):
+        measure([sample(1)], encoder, max_length=5, setting="data.limit", with_target=False)

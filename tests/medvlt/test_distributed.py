@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medvlt.distributed import gather, interleave, together, world
+from medvlt.errors import DataError, EngineError, MedvltError
+
+
+class Odd(DataError):
+    """An error that is not made from its message alone, as those of records are."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@given(st.lists(st.integers()), st.integers(1, 7))
+def test_interleave_undoes_the_split(items: list[int], ranks: int) -> None:
+    assert interleave([items[rank::ranks] for rank in range(ranks)]) == items
+
+
+def failing(error: MedvltError) -> Callable[[], str]:
+    def action() -> str:
+        raise error
+
+    return action
+
+
+def test_alone() -> None:
+    assert world() == (1, 0)
+    value = object()
+    assert gather(value)[0] is value
+    assert together(lambda: value) is value
+    with pytest.raises(EngineError, match=r"^it died$"):
+        together(failing(EngineError("it died")))
+
+
+def outcome(action: Callable[[], str]) -> tuple[str, str]:
+    try:
+        return "returned", together(action)
+    except MedvltError as error:
+        return type(error).__name__, str(error)
+
+
+def work(rank: int, port: int, output: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    actions: dict[str, tuple[Callable[[], str], Callable[[], str]]] = {
+        "both well": (lambda: "zero", lambda: "one"),
+        "second fails": (lambda: "zero", failing(EngineError("it died"))),
+        "first fails": (failing(Odd(7, "bad picture")), lambda: "one"),
+        "both fail": (failing(DataError("bad picture")), failing(EngineError("it died"))),
+    }
+    found = {
+        "world": world(),
+        "gathered": gather({"rank": rank, "ids": tuple(range(rank * 3))}),
+        "together": {name: outcome(pair[rank]) for name, pair in actions.items()},
+    }
+    torch.save(found, output / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (first["world"], second["world"]) == ((2, 0), (2, 1))
+    assert first["gathered"] == second["gathered"] == [{"rank": 0, "ids": ()}, {"rank": 1, "ids": (0, 1, 2)}]
+    # the kind is the same on both ranks, so that both go on alike; here an engine's failure means a second try
+    assert first["together"] == {
+        "both well": ("returned", "zero"),
+        "second fails": ("EngineError", "rank 1: it died"),
+        "first fails": ("Odd", "bad picture"),
+        "both fail": ("DataError", "bad picture"),
+    }
+    assert second["together"] == {
+        "both well": ("returned", "one"),
+        "second fails": ("EngineError", "it died"),
+        "first fails": ("DataError", "rank 0: bad picture"),
+        "both fail": ("DataError", "rank 0: bad picture"),
+    }
