@@ -8,43 +8,89 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from medvlt import demo
 from medvlt.errors import MedvltError
 from medvlt.evaluation.results import BenchmarkResult
+from medvlt.paths import config_dir
 
 
-def test_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command is kept, and each evaluation leaves what it would; the runs themselves are in tests/configs."""
-    monkeypatch.chdir(tmp_path)
+def played(monkeypatch: pytest.MonkeyPatch, folder: Path, *, vllm: bool, control: bool) -> list[list[str]]:
+    """Plays the demo: an evaluation leaves what it would; the runs themselves are in tests/configs."""
+    monkeypatch.chdir(folder)
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/stale").write_text("")
     commands: list[list[str]] = []
+    right = {"untrained": 40, "sft_evaluated": 80, "grpo_evaluated": 95, "control_evaluated": 85}
 
-    def record(arguments: list[str]) -> None:
+    def record(arguments: list[str]) -> float:
         commands.append(list(arguments))
         if arguments[0] == "validate":
-            folder = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
-            folder.mkdir(parents=True)
-            row = BenchmarkResult("phantom_text", 100, 40 if "untrained" in str(folder) else 80, 100, 1.0, 0.0, 9.0)
-            (folder / "results.json").write_text(json.dumps({"benchmarks": [row.to_json()]}))
+            output = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
+            output.mkdir(parents=True)
+            row = BenchmarkResult("phantom_text", 100, right[output.name], 100, 1.0, 0.0, 9.0)
+            (output / "results.json").write_text(json.dumps({"benchmarks": [row.to_json()]}))
+            lines = [{"benchmark": "b", "uid": str(n), "correct": n < right[output.name]} for n in range(100)]
+            (output / "completions-val-0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return 125.0 if "demo/grpo" in " ".join(arguments) else 10.0
 
     monkeypatch.setattr(demo, "_run", record)
-    demo.demo()
-    assert [command[0] for command in commands] == ["tiny", "validate", "fit", "validate"]
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object() if vllm else None)
+    demo.demo(control=control)
+    return commands
+
+
+def test_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = played(monkeypatch, tmp_path, vllm=True, control=False)
+    assert [c[0] for c in commands] == ["tiny", "validate", "fit", "validate", "export", "fit", "validate"]
+    assert commands[5][-1] == "demo/grpo.yaml"
     assert not Path("runs/demo/stale").exists()
     out = capsys.readouterr().out
     assert re.search(r"untrained .* 40\.0%.*30\.9% to 49\.8%", out)
     assert re.search(r"SFT .* 80\.0%", out)
+    assert re.search(r"SFT, then .* 95\.0%", out)
+    assert re.search(r"'SFT, then GRPO' against 'SFT': \+15\.0 points .*the same 100 questions", out)
+    assert "more SFT" not in out
 
 
-def test_the_evaluated_checkpoint_is_the_one_that_is_written() -> None:
-    from medvlt.paths import config_dir
+def test_the_control_has_the_seconds_of_grpo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = played(monkeypatch, tmp_path, vllm=True, control=True)
+    assert commands[7][commands[7].index("--trainer.max_time") + 1] == "00:00:02:05"
+    assert commands[8][0] == "validate"
+    out = capsys.readouterr().out
+    assert "'SFT, then more SFT' against 'SFT': +5.0 points" in out
+    assert "'SFT, then GRPO' against 'SFT, then more SFT': +10.0 points" in out
 
-    text = (config_dir() / "demo" / "sft.yaml").read_text()
-    folder = re.search(r"dirpath: (\S+), filename: (\w+)", text)
-    assert folder is not None
-    assert f"--ckpt_path {folder[1].rstrip(',')}/{folder[2]}.ckpt" in " ".join(demo.STEPS)
+
+def test_without_vllm_the_live_policy_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = played(monkeypatch, tmp_path, vllm=False, control=False)
+    assert commands[5][-1] == "demo/grpo_transformers.yaml"
+    assert "vLLM is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("config", "stage"), [("sft", "sft"), ("grpo", "grpo"), ("grpo_transformers", "grpo")])
+def test_the_evaluated_checkpoint_is_the_one_that_is_written(config: str, stage: str) -> None:
+    settings = yaml.safe_load((config_dir() / "demo" / f"{config}.yaml").read_text())["trainer"]
+    (keeper,) = [c["init_args"] for c in settings["callbacks"] if c["class_path"] == "ModelCheckpoint"]
+    assert "dirpath" not in keeper
+    written = f"{settings['logger']['init_args']['save_dir']}/checkpoints/{keeper['filename']}.ckpt"
+    assert f"--ckpt_path {written}" in " ".join(demo.STEPS)
+    assert written == f"runs/demo/{stage}/checkpoints/{stage}.ckpt"
+
+
+def test_the_twins_differ_in_the_engine_alone() -> None:
+    ours, twin = (
+        yaml.safe_load((config_dir() / "demo" / name).read_text()) for name in ("grpo.yaml", "grpo_transformers.yaml")
+    )
+    for settings in (ours, twin):
+        callback = settings["trainer"]["callbacks"][0]
+        callback["class_path"] = callback["init_args"]["engine"] = None
+    assert ours == twin
 
 
 def test_a_failed_step_stops_the_demo() -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from medvlt.errors import DataError
-from medvlt.evaluation.results import BenchmarkResult, read_results, results_table
+from medvlt.evaluation.results import BenchmarkResult, read_correct, read_results, results_table
 from medvlt.evaluation.statistics import wilson_interval
 
 RESULT = BenchmarkResult("vqa_rad", 272, 193, 272, 0.98, 0.01, 120.0)
@@ -50,3 +50,17 @@ def test_table_has_counts_intervals_and_the_mean() -> None:
     assert f"{low:.1%} to {high:.1%}" in text
     assert f"{(193 + 136) / 2 / 272:.1%}" in text
     assert "not for clinical use" in text
+
+
+def test_correct_answers_are_read_by_benchmark_and_question(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    rows = [{"benchmark": b, "uid": u, "correct": c} for b, u, c in (("x", "1", True), ("y", "1", False))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert read_correct(path) == {("x", "1"): True, ("y", "1"): False}
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    with pytest.raises(DataError, match="3 of 2 questions"):
+        read_correct(path)
+    for content in ("", "{}", "nonsense"):
+        path.write_text(content)
+        with pytest.raises(DataError, match="completion"):
+            read_correct(path)
