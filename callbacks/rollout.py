@@ -177,7 +177,7 @@ class RolloutCallback(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the engine's memory back to the training that goes on."""
-        if trainer.training or trainer.sanity_checking:
+        if trainer.state.fn == "fit":
             self.engine.sleep()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

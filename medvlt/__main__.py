@@ -92,7 +92,7 @@ def _run_other(command: str, rest: Sequence[str]) -> None:
         settings = parser.parse_args(list(rest))
     except jsonargparse.ArgumentError as error:
         raise MedvltError(str(error)) from error
-    function(**parser.instantiate_classes(settings))
+    function(**parser.instantiate(settings))
 
 
 def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:

@@ -69,11 +69,10 @@ def restored_environment(variables: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in [name for name in os.environ if not name.startswith(KEPT_VARIABLES)]:
-            if name not in before:
-                del os.environ[name]
-            elif os.environ[name] != before[name]:
-                os.environ[name] = before[name]
+        kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT_VARIABLES)}
+        for name in os.environ.keys() - before.keys() - kept.keys():
+            del os.environ[name]
+        os.environ.update(before | kept)
 
 
 def end_vllm(engine_core: Any, *, keep_default_group: bool) -> None:
