@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -265,6 +266,8 @@ class RolloutCallback(Callback):
                 "SFTDataModule, PromptDataModule) to the Trainer"
             )
         self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
+        if trainer.world_size == 1:  # vLLM has a process group of one, which Lightning takes for a distributed run
+            warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
         self.engine.wake()
         if isinstance(policy, Policy):
             self.engine.load_weights(hub_weights(policy), version=trainer.global_step)

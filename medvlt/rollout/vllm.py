@@ -58,8 +58,6 @@ class VLLMEngine(RolloutEngine):
         sleep_level: 1 moves the weights to the host and drops the KV cache in `sleep`, 0 keeps both. None: 1 on a GPU.
         enforce_eager: Run without CUDA graphs and torch.compile. None: on a CPU only.
         max_num_seqs: Completions decoded at a time; None for vLLM's default.
-        load_format: "dummy" starts with random weights and wants `load_weights` before it samples, which saves reading
-            a large model twice.
 
     Attributes:
         refused: How many prompts of each kind were refused; see `medvlt.rollout.refusal`.
@@ -80,7 +78,6 @@ class VLLMEngine(RolloutEngine):
         sleep_level: int | None = None,
         enforce_eager: bool | None = None,
         max_num_seqs: int | None = None,
-        load_format: Literal["auto", "dummy"] = "auto",
     ) -> None:
         if sleep_level == 2:
             raise ConfigurationError(
@@ -109,7 +106,6 @@ class VLLMEngine(RolloutEngine):
         self.sleep_level = sleep_level
         self.enforce_eager = enforce_eager
         self.max_num_seqs = max_num_seqs
-        self.load_format = load_format
         self.version = 0
         self.refused: Counter[str] = Counter()
         self._llm: Any = None
@@ -167,7 +163,7 @@ class VLLMEngine(RolloutEngine):
             self._end(None)
             raise start_error(error, arguments) from error
         self._encoder, self._broken, self._asleep = encoder, None, False
-        self._unloaded = "has random weights (load_format: dummy)" if self.load_format == "dummy" else None
+        self._unloaded = None
         self.version = 0
         logger.info("vLLM %s has started in %.0f s", vllm.__version__, time.perf_counter() - begin)
 
@@ -306,7 +302,6 @@ class VLLMEngine(RolloutEngine):
             "tokenizer": encoder.model,
             "tokenizer_revision": encoder.revision,
             "dtype": self._dtype(policy),
-            "load_format": self.load_format,
             "use_tqdm_on_load": False,
             "max_model_len": self._limit,
             "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
@@ -379,4 +374,8 @@ def _reload_weights(worker: Any, weights: CheckedWeights) -> set[str]:
         worker.reload_weights(weights_iterator=iter(weights))
     finally:
         del model.load_weights
+    language: Any = model.language_model
+    if language.lm_head.weight is language.model.embed_tokens.weight:
+        # vLLM writes the embedding alone, and on a CPU the head computes with a repacked copy of it
+        language.lm_head.quant_method.process_weights_after_loading(language.lm_head)
     return names - written

@@ -385,8 +385,8 @@ def test_a_start_that_fails_leaves_nothing_behind(encoder: PromptEncoder, policy
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_a_tied_model_in_half_precision_that_starts_empty(tiny_folder: Path, tmp_path: Path) -> None:
-    """The 3B model ties its embeddings; tensors in float32 are turned into the engine's type."""
+def test_a_tied_model_in_half_precision(tiny_folder: Path, tmp_path: Path) -> None:
+    """The 3B model ties its embeddings; weights sent in float32 are turned into the engine's type."""
     pytest.importorskip("vllm", reason="vLLM is not installed", exc_type=ImportError)
     encoder = PromptEncoder(str(tiny_folder), template="plain", images=LIMITS)
     config = Qwen2_5_VLConfig.from_pretrained(tiny_folder)
@@ -395,18 +395,15 @@ def test_a_tied_model_in_half_precision_that_starts_empty(tiny_folder: Path, tmp
     folder = shutil.copytree(tiny_folder, tmp_path / "tied")
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     policy = Policy(load_backbone(Backbone(str(folder))))
-    engine = VLLMEngine(str(folder), dtype="bfloat16", load_format="dummy", **SMALL)
+    engine = VLLMEngine(str(folder), dtype="bfloat16", **SMALL)
     engine.start(encoder, policy)
     try:
-        with pytest.raises(EngineError, match=r"random weights .*call load_weights"):
-            engine.generate(BOTH, GREEDY, keys=keys(BOTH))
-        engine.load_weights(hub_weights(policy), version=1)
-        groups = engine.generate(BOTH, GREEDY, keys=keys(BOTH))
-        assert_trainer_agrees(encoder, policy, groups, tolerance=0.1)
+        assert_trainer_agrees(encoder, policy, engine.generate(BOTH, GREEDY, keys=keys(BOTH)), tolerance=0.1)
         with torch.no_grad():
-            policy.base.lm_head.weight.mul_(1.5)  # the embedding too
+            policy.base.lm_head.weight.mul_(1.3)  # the embedding too
+            policy.base.lm_head.weight.add_(0.05 * torch.randn_like(policy.base.lm_head.weight))
         engine.load_weights(hub_weights(policy), version=2)
-        assert_trainer_agrees(encoder, policy, engine.generate(BOTH, GREEDY, keys=keys(BOTH)), tolerance=0.15)
+        assert_trainer_agrees(encoder, policy, engine.generate(BOTH, GREEDY, keys=keys(BOTH)), tolerance=0.1)
         renamed = {"model.language_model.embed_tokens.weight": "lm_head.weight"}
         stream = [(renamed.get(name, name), weight) for name, weight in hub_weights(policy)]
         with pytest.raises(EngineError, match=r"1 missing: \S+embed_tokens\.weight; 1 unknown: lm_head\.weight"):
