@@ -213,6 +213,17 @@ def test_several_updates_compare_with_the_weights_that_sampled(tiny_folder: Path
     assert recorder.metrics["train/sampling/sampling_logp_difference/max"] < 1e-4
 
 
+def test_kl_penalty_is_part_of_the_loss(tiny_folder: Path, tmp_path: Path) -> None:
+    """At the start policy and reference are one, so only the second step differs, by kl_coef times the mean KL."""
+    two: dict[str, Any] = {"data": {"updates_per_iteration": 2}, "module": {}}
+    _, without = train(tiny_folder, tmp_path, **two)
+    _, penalised = train(tiny_folder, tmp_path, **two | {"module": {"kl_coef": 0.5}})
+    assert penalised.losses[0] == pytest.approx(without.losses[0], abs=1e-6)
+    kl = penalised.metrics["train/kl"]
+    assert kl > 1e-4
+    assert penalised.losses[1] - without.losses[1] == pytest.approx(0.5 * kl, rel=1e-2)
+
+
 def test_no_reference_and_no_old_logprobs_unless_needed(whole: tuple[GRPOModule, Recorder]) -> None:
     module, recorder = whole
     assert recorder.iterations[0].old_logprobs is None
@@ -359,17 +370,22 @@ def test_refused_prompts_are_left_out_and_counted(tiny_folder: Path, tmp_path: P
 
 
 class Failing(TransformersEngine):
-    """Dies at given calls of `generate`."""
+    """Dies at given calls of `generate`, and stays dead until it is closed and started again."""
 
     def __init__(self, *at: int) -> None:
         super().__init__()
-        self.at, self.calls = at, 0
+        self.at, self.calls, self.dead = at, 0, False
 
     def generate(self, *args: Any, **kwargs: Any) -> list[RolloutGroup]:
         self.calls += 1
-        if self.calls in self.at:
+        self.dead = self.dead or self.calls in self.at
+        if self.dead:
             raise EngineError("the engine died")
         return super().generate(*args, **kwargs)
+
+    def close(self) -> None:
+        super().close()
+        self.dead = False
 
 
 def test_a_failing_engine_is_restarted_once(tiny_folder: Path, tmp_path: Path) -> None:
