@@ -216,10 +216,8 @@ class GRPOModule(PolicyModule):
             baseline=self.advantage_baseline,
             eps=self.advantage_eps,
         )
-        reasons = [[c.finish_reason for c in group.group.completions] for group in iteration.groups]
-        masked = torch.tensor(
-            [[r == "error" or (r == "length" and self.mask_truncated) for r in row] for row in reasons]
-        )
+        left_out = ("error", "length") if self.mask_truncated else ("error",)
+        masked = torch.tensor([[c.finish_reason in left_out for c in g.group.completions] for g in iteration.groups])
         contributes = (advantages != 0) | bool(self.kl_coef or keep_all)
         return iteration.updated(advantages=advantages, masked=masked, used=(contributes & ~masked).any(dim=1))
 

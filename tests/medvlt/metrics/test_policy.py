@@ -114,16 +114,6 @@ def test_extremes_where_all_ratios_lie_on_one_side(sign: float) -> None:
     assert values["sampling/sampling_logp_difference/max"] == pytest.approx(0.5)
 
 
-def test_no_gradient_is_kept() -> None:
-    statistics = PolicyStatistics()
-    batch = tokens(0, 9)
-    batch.old = batch.old.requires_grad_()
-    assert batch.kl is not None
-    batch.kl = batch.kl.requires_grad_()
-    batch.count(statistics)
-    assert not any(value.requires_grad for value in statistics.compute().values())
-
-
 def test_nothing_counted() -> None:
     """A micro-batch that only stands in has no token of weight; a rank may have none but such."""
     batch = tokens(0, 12)
