@@ -83,9 +83,9 @@ class ResumableLoader(DataLoader[Item]):
         """
         if state["fingerprint"] != self._fingerprint:
             raise ConfigurationError(
-                "the checkpoint is of other training data or another order of them (source, encoder, max_length, "
-                "global_batch_size or seed differ), so its place in them means nothing here; resume with the settings "
-                "of the checkpoint, or start a new run from its weights"
+                "the checkpoint is of other training data or another order of them (source, encoder, length limit, "
+                "global_batch_size, updates_per_iteration or seed differ), so its place in them means nothing here; "
+                "resume with the settings of the checkpoint, or start a new run from its weights"
             )
         step, rest = divmod(state["position"], state["per_step"])
         if rest and state["per_step"] != self._per_step:

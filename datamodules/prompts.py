@@ -188,7 +188,7 @@ class PromptDataModule(BenchmarkDataModule):
             seed=self.seed,
             num_workers=0,  # worker processes would hold an old buffer
             per_step=self.accumulate_grad_batches or 1,
-            fingerprint=self._fingerprint,
+            fingerprint=f"{self._fingerprint}/{self.updates_per_iteration}",  # which groups make which step
         )
 
     def sample_at(self, index: int, uid: str) -> Sample:

@@ -210,6 +210,7 @@ def test_grpo_recipes_have_the_numbers_of_the_scripts(name: str) -> None:
     assert (optimization["schedule"], optimization["warmup_ratio"]) == ("constant", 0.0)
     assert optimization["betas"] == [0.9, 0.999]
     assert model["backbone"]["name"] == data["encoder"]["model"]
+    assert (data["encoder"]["template"], data["seed"]) == ("reference", 1)
     assert model["backbone"]["freeze"] == (["vision", "projector"] if questions is M23K else [])
 
 

@@ -239,10 +239,12 @@ def test_resume_with_other_prompts_is_refused(change: dict[str, Any], encoder: P
 
 
 def test_rollouts_of_another_question_are_refused(encoder: PromptEncoder, tmp_path: Path) -> None:
-    """Beyond the first hundred questions the fingerprint does not look at uids; the rollouts do."""
+    """Beyond the first hundred questions the fingerprint knows how many there are, not which; the rollouts do."""
     samples = [sample(i) for i in range(105)]
     stopped = prepared(encoder, samples, prompts=105)
     stopped.buffer.fill(rollouts(stopped))
+    with pytest.raises(ConfigurationError, match="other training prompts"):
+        prepared(encoder, samples[:104]).load_state_dict(saved(stopped, tmp_path))
     samples[103] = sample(999)
     with pytest.raises(ConfigurationError, match=r"question 103 of data.train is 'q:999', the rollouts .* of 'q:103'"):
         prepared(encoder, samples, prompts=105).load_state_dict(saved(stopped, tmp_path))
@@ -282,9 +284,11 @@ def test_loader_resumes_at_its_micro_batch(encoder: PromptEncoder, tmp_path: Pat
     rest = resumed.train_dataloader()
     rest.load_state_dict(loader.state_dict())  # type: ignore[attr-defined]
     assert begun + [batch.packed.uids for batch in rest] == whole
-    other = prepared(encoder, seed=1).train_dataloader()
-    with pytest.raises(ConfigurationError, match="other training data"):
-        other.load_state_dict(loader.state_dict())  # type: ignore[attr-defined]
+    # its place is counted in steps, so they must be the same
+    for change in ({"seed": 1, "updates_per_iteration": 2}, {"updates_per_iteration": 1}):
+        other = prepared(encoder, accumulate=2, **change).train_dataloader()
+        with pytest.raises(ConfigurationError, match="other training data"):
+            other.load_state_dict(loader.state_dict())  # type: ignore[attr-defined]
 
 
 def test_questions_that_cannot_be_learned_from_are_set_aside(
