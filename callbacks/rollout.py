@@ -286,23 +286,22 @@ class RolloutCallback(Callback):
         )
         keys = [RolloutKey(self.seed, PARITY_ITERATION, sample.uid) for sample in samples]
         groups = together(partial(self._generate, trainer, samples, sampling, keys))
-        refused = [g.sample.uid for g in groups if any(not c.token_ids for c in g.completions)]
-        if refused:
-            raise EngineError(
-                f"the engine refused prompts of the training data: {', '.join(refused)}; see the warnings"
-            )
+        sampled = [group for group in groups if all(completion.token_ids for completion in group.completions)]
+        if not sampled:
+            raise EngineError(f"the engine refused all {len(groups)} prompts of the comparison; its warnings say why")
         with trainer.precision_plugin.forward_context():
-            comparisons = compare(groups, policy, data.encoder, temperature=sampling.temperature)
+            comparisons = compare(sampled, policy, data.encoder, temperature=sampling.temperature)
         full = trainer.precision == "32-true"
         tolerance = gate.tolerance if gate.tolerance is not None else 1e-3 if full else 0.05
-        worst = max(comparisons, key=lambda c: (not c.same_prompt, c.mean_difference))
-        failed = [str(comparison) for comparison in comparisons if not comparison.agrees(tolerance)]
-        if any(gather(bool(failed))):
+        worst = max(comparisons, key=lambda c: (not c.agrees(tolerance), c.mean_difference))
+        beyond = [str(worst) for comparison in comparisons if not comparison.agrees(tolerance)]
+        failed = [message for share in gather(beyond) for message in share]  # on every rank, or one would go on alone
+        if failed:
             raise EngineError(
-                f"engine and trainer disagree, learning from its samples would be wrong. {len(failed)} of "
-                f"{len(comparisons)} completions are beyond the tolerance of {tolerance:g}, the worst: {worst}. Likely "
-                "causes: another precision in the engine (its dtype), other pixel limits, a stale cache. "
-                "parity.tolerance of the rollout callback sets the bound"
+                f"engine and trainer disagree, learning from its samples would be wrong. {len(failed)} completions are "
+                f"beyond the tolerance of {tolerance:g}, the worst: {failed[0]}. Likely causes: another precision in "
+                "the engine (its dtype), other pixel limits, a stale cache. parity.tolerance of the rollout callback "
+                "sets the bound"
             )
         logger.info("engine and trainer agree on %d completions, the worst: %s", len(comparisons), worst)
 
