@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 
 class Phases:
@@ -38,3 +39,10 @@ class Phases:
             self.enter(self._phase)
         self._phase = None
         return self._seconds
+
+
+def phase_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Returns `seconds/{phase}`, their sum as `seconds/iteration`, and `share/{phase}` of that sum."""
+    total = sum(seconds.values())
+    values = {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": total}
+    return values | {f"share/{name}": value / total for name, value in seconds.items()}

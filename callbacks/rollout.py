@@ -5,28 +5,32 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from callbacks.phases import Phases
+from callbacks.phases import Phases, phase_metrics
 from medvlt.data.batches import PromptBatch
 from medvlt.distributed import gather, interleave, together, world
-from medvlt.errors import ConfigurationError, EngineError
+from medvlt.errors import ConfigurationError, DataError, EngineError, MedvltError
+from medvlt.metrics.rollouts import discarded_statistics
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.iteration import Iteration, ScoredGroup
-from medvlt.rollout.parity import ParityGate, choose_samples, compare
+from medvlt.rollout.parity import ParityGate, check, choose_samples
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.rollout.vllm import VLLMEngine
 from medvlt.rollout.weights import hub_weights
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 EVALUATION_ITERATION = -1
 """The iteration in the rollout keys of evaluation, so that its samples never coincide with those of training."""
@@ -43,12 +47,13 @@ class RolloutCallback(Callback):
     data module. Every completion carries the version of its weights, the number of optimizer steps before it.
 
     Before the first iteration, and after every resume, engine and trainer are compared on real prompts; if they
-    disagree, the run stops and says where. An engine that fails is started again once with the present weights; if it
-    fails again, a checkpoint is written and the run stops.
+    disagree, the run stops and says where. An engine that fails to take weights or to sample is started again once with
+    the present weights; if it fails again, the run stops, in an iteration or a validation of `fit` with a checkpoint.
 
     Hooks used: `setup`, `on_train_start`, `on_train_epoch_start`, `on_train_epoch_end`,
-    `on_{validation,test,predict}_batch_start`, `on_validation_end`, `teardown`, `on_exception`.
-    Logs, per iteration: `seconds/{generate,sync,score,update,iteration}`, `share/{generate,sync,score,update}` of the
+    `on_{validation,test,predict}_start`, `on_{validation,test,predict}_batch_start`, `on_validation_end`,
+    `on_load_checkpoint`, `teardown`, `on_exception`.
+    Logs, per iteration: `seconds/{generate,sync,score,update,validate,iteration}` and the `share/` of each in the
     iteration, `tokens_per_second` of generation over all ranks, and with resampling `resampling/rounds`,
     `resampling/discarded_all_right`, `resampling/discarded_all_wrong`, `resampling/discarded_other`, in groups.
 
@@ -83,11 +88,25 @@ class RolloutCallback(Callback):
         self.parity = parity
         self.phases = Phases()
         self._loaded: tuple[int, int] | None = None  # the policy and the step of the weights in the engine
+        self._loaded_step = 0  # of the checkpoint
         self._discarded: list[ScoredGroup] = []
         self._rounds = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses settings that cannot work, before a model is loaded."""
+        shared = getattr(self.engine, "tensor_parallel_size", 1)
+        if shared > 1 and getattr(getattr(trainer, "datamodule", None), "benchmark_names", ()):
+            raise ConfigurationError(
+                f"the engine is shared by {shared} ranks, which would get different numbers of benchmark batches and "
+                "wait for one another; leave data.benchmarks out and evaluate the checkpoint afterwards with "
+                "tensor_parallel_size: 1"
+            )
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy)
+        if sharded and isinstance(self.engine, TransformersEngine):
+            raise ConfigurationError(
+                f"TransformersEngine samples from the live policy, which {type(trainer.strategy).__name__} shards; use "
+                "VLLMRolloutCallback, or a strategy that keeps whole weights on each rank (auto, ddp)"
+            )
         data = trained_prompts(trainer)
         if stage != "fit" or data is None:
             return
@@ -112,7 +131,7 @@ class RolloutCallback(Callback):
         data = trained_prompts(trainer)
         if data is None:
             return
-        self._sync(trainer, pl_module)
+        self._with_restart(partial(self._sync, trainer, pl_module))
         if self.parity is not None:
             self._check_parity(trainer, pl_module, self.parity)
         self.engine.sleep()
@@ -123,16 +142,10 @@ class RolloutCallback(Callback):
         if data is None:
             return
         self.phases.start()
-        cursor = data.cursor
         try:
             groups = self._groups(trainer, pl_module, data)
         except EngineError as error:
-            data.cursor = cursor
-            path = Path(trainer.default_root_dir) / "engine-failure.ckpt"
-            trainer.save_checkpoint(path)
-            raise EngineError(
-                f"{error}\nThe run stops; a checkpoint was written, go on with --ckpt_path {path}"
-            ) from error
+            raise self._saved(trainer, error) from error
         data.rollouts = Iteration(trainer.current_epoch, tuple(groups), self.group_sampling)
         self.engine.sleep()
         self.phases.enter("update")
@@ -143,20 +156,26 @@ class RolloutCallback(Callback):
         if data is None or not self.phases.running:  # resumed inside an iteration that was sampled before
             return
         seconds = self.phases.stop()
-        total = sum(seconds.values())
-        values = {f"seconds/{name}": value for name, value in seconds.items()} | {"seconds/iteration": total}
-        values |= {f"share/{name}": value / total for name, value in seconds.items()}
+        values = phase_metrics(seconds)
         tokens = sum(sum(row) for row in data.buffer.iteration.lengths)
         tokens += sum(len(c.token_ids) for group in self._discarded for c in group.group.completions)
         values["tokens_per_second"] = tokens / seconds["generate"]
         if self.resampling_rounds:
-            right = [group for group in self._discarded if all(verdict.correct for verdict in group.verdicts)]
-            wrong = [group for group in self._discarded if not any(verdict.correct for verdict in group.verdicts)]
-            values["resampling/rounds"] = float(self._rounds)
-            values["resampling/discarded_all_right"] = float(len(right))
-            values["resampling/discarded_all_wrong"] = float(len(wrong))
-            values["resampling/discarded_other"] = float(len(self._discarded) - len(right) - len(wrong))
+            values |= {"resampling/rounds": float(self._rounds), **discarded_statistics(self._discarded)}
         pl_module.log_dict(values, sync_dist=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the engine the present weights, on all ranks together: some may get no batch."""
+        self.phases.enter("validate")
+        self._prepare(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the engine the present weights."""
+        self._prepare(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the engine the present weights."""
+        self._prepare(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -180,6 +199,7 @@ class RolloutCallback(Callback):
         """Gives the engine's memory back to the training that goes on."""
         if trainer.state.fn == "fit":
             self.engine.sleep()
+        self.phases.enter("update")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Closes the engine."""
@@ -189,30 +209,54 @@ class RolloutCallback(Callback):
         """Closes the engine; Lightning does not call `teardown` after an error."""
         self._close()
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes the step of the weights; outside of `fit` the Trainer does not keep it."""
+        self._loaded_step = checkpoint["global_step"]
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(trainer, "datamodule", None) is None:  # loaders of the user's own, perhaps without prompts
+            return
+        try:
+            self._with_restart(partial(self._sync, trainer, pl_module))
+        except EngineError as error:
+            raise self._saved(trainer, error) from error
+
     def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not isinstance(batch, PromptBatch):
             return
-        self._sync(trainer, pl_module)
         keys = [RolloutKey(self.seed, EVALUATION_ITERATION, sample.uid) for sample in batch.samples]
-        batch.groups = self._generate(trainer, batch.samples, self.sampling, keys)
+        try:
+            batch.groups = self._sample(trainer, pl_module, batch.samples, self.sampling, keys, collective=False)
+        except EngineError as error:
+            raise self._saved(trainer, error) from error
+
+    def _saved(self, trainer: Trainer, error: EngineError) -> EngineError:
+        """Writes a checkpoint of a run that an engine ended, and returns what to raise."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return error
+        path = Path(trainer.default_root_dir) / "engine-failure.ckpt"
+        trainer.save_checkpoint(path)
+        return EngineError(f"{error}\nThe run stops; a checkpoint was written, go on with --ckpt_path {path}")
 
     def _groups(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> list[ScoredGroup]:
-        """Groups for one iteration, the same on every rank."""
-        wanted = data.prompts_per_iteration
-        kept: list[ScoredGroup] = []
+        """Groups for one iteration, the same on every rank; a resampled group takes the place of another."""
+        groups = self._score(trainer, pl_module, data.take_prompts(data.prompts_per_iteration))
         self._discarded, self._rounds = [], 0
-        while True:
-            seen = [group.index for group in (*kept, *self._discarded)]
-            prompts = data.take_prompts(wanted - len(kept), excluding=seen)
-            scored = self._score(trainer, pl_module, prompts)
-            if self._rounds == self.resampling_rounds:
-                # what teaches nothing fills the places that are left; it counts in the statistics and not in the loss
-                return kept + scored
-            kept += [group for group in scored if group.has_variance]
-            if len(kept) == wanted:
-                return kept
-            self._discarded += [group for group in scored if not group.has_variance]
+        while self._rounds < self.resampling_rounds:
+            dull = [place for place, group in enumerate(groups) if not group.has_variance]
+            seen = [group.index for group in (*groups, *self._discarded)]
+            if not dull or len(dull) > data.usable_count - len(seen):
+                break  # nothing to replace, or nothing to replace it with; what stays teaches nothing and does no harm
+            further = self._score(trainer, pl_module, data.take_prompts(len(dull), excluding=seen))
+            for place, group in zip(dull, further, strict=True):
+                self._discarded.append(groups[place])
+                groups[place] = group
             self._rounds += 1
+        if not any(c.token_ids for group in groups for c in group.group.completions):
+            raise DataError(
+                f"the engine refused all {len(groups)} prompts of the iteration; its warnings above say why"
+            )
+        return groups
 
     def _score(
         self, trainer: Trainer, pl_module: LightningModule, prompts: Sequence[tuple[int, Sample]]
@@ -220,19 +264,9 @@ class RolloutCallback(Callback):
         """Samples and scores a group for each prompt; each rank does its share and gets the result of all."""
         ranks, rank = world()
         mine = prompts[rank::ranks]
-        self.phases.enter("sync")
-        self._sync(trainer, pl_module)
-        self.phases.enter("generate")
-        keys = [RolloutKey(self.seed, trainer.current_epoch, sample.uid) for _, sample in mine]
         samples = [sample for _, sample in mine]
-        generate = partial(self._generate, trainer, samples, self.group_sampling, keys)
-        try:
-            groups = together(generate)
-        except EngineError as error:
-            logger.warning("the engine failed and is started again with the present weights: %s", error)
-            self._close()
-            self._sync(trainer, pl_module)
-            groups = together(generate)
+        keys = [RolloutKey(self.seed, trainer.current_epoch, sample.uid) for sample in samples]
+        groups = self._sample(trainer, pl_module, samples, self.group_sampling, keys, collective=True)
         self.phases.enter("score")
         indices = [index for index, _ in mine]
         scored: list[ScoredGroup] = together(
@@ -241,17 +275,65 @@ class RolloutCallback(Callback):
         if ranks > 1:
             states = interleave(gather([group.to_state() for group in scored]))
             scored = [ScoredGroup.from_state(state, sample) for state, (_, sample) in zip(states, prompts, strict=True)]
-        if not any(c.token_ids for group in scored for c in group.group.completions):
-            raise EngineError(
-                f"the engine refused all {len(scored)} prompts of the iteration; its warnings above say why"
-            )
         return scored
 
-    def _generate(
-        self, trainer: Trainer, samples: Sequence[Sample], sampling: SamplingParams, keys: Sequence[RolloutKey]
+    def _sample(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        samples: Sequence[Sample],
+        sampling: SamplingParams,
+        keys: Sequence[RolloutKey],
+        *,
+        collective: bool,
     ) -> list[RolloutGroup]:
-        with trainer.precision_plugin.forward_context():  # the precision that the forward of training has
-            return self.engine.generate(samples, sampling, keys=keys)
+        """Samples with the present weights.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            samples: Questions of this rank.
+            sampling: How.
+            keys: One per question.
+            collective: Whether all ranks are here; in evaluation they have different numbers of batches.
+        """
+
+        def generate() -> list[RolloutGroup]:
+            if collective:
+                self.phases.enter("sync")
+            self._sync(trainer, pl_module)
+            if collective:
+                self.phases.enter("generate")
+            with trainer.precision_plugin.forward_context():  # the precision that the forward of training has
+                return self.engine.generate(samples, sampling, keys=keys)
+
+        return self._with_restart(generate, collective=collective)
+
+    def _with_restart(self, action: Callable[[], Result], *, collective: bool = True) -> Result:
+        """Runs an action; if the engine fails, starts it again with the present weights and tries once more.
+
+        Args:
+            action: Has to begin with `_sync`.
+            collective: Whether all ranks do it together, so that all start again if one fails.
+        """
+
+        def attempt() -> Result:
+            try:
+                return action()
+            except MedvltError:
+                raise
+            except Exception as error:  # an engine may fail in its own way, such as out of memory
+                raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
+
+        run = partial(together, attempt) if collective else attempt
+        try:
+            return run()
+        except EngineError as error:
+            failure = str(error)
+        # outside of the `except`: the error holds the frames of the engine, and with them its memory
+        logger.warning("the engine failed and is started again with the present weights: %s", failure)
+        self._close()
+        return run()
 
     def _sync(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wakes the engine; starts it and sends weights if the policy has moved since the last time."""
@@ -265,12 +347,14 @@ class RolloutCallback(Callback):
                 "RolloutCallback needs the prompt encoder of a data module: pass `datamodule=` (BenchmarkDataModule, "
                 "SFTDataModule, PromptDataModule) to the Trainer"
             )
-        self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
+        with trainer.precision_plugin.forward_context():  # an engine may compute in the type of the forward
+            self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
         if trainer.world_size == 1:  # vLLM has a process group of one, which Lightning takes for a distributed run
             warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
         self.engine.wake()
         if isinstance(policy, Policy):
-            self.engine.load_weights(hub_weights(policy), version=trainer.global_step)
+            version = trainer.global_step if trainer.state.fn == "fit" else self._loaded_step
+            self.engine.load_weights(hub_weights(policy), version=version)
         self._loaded = (id(policy), trainer.global_step)
 
     def _check_parity(self, trainer: Trainer, pl_module: LightningModule, gate: ParityGate) -> None:
@@ -285,25 +369,13 @@ class RolloutCallback(Callback):
             max_tokens=min(gate.max_tokens, self.group_sampling.max_tokens),
         )
         keys = [RolloutKey(self.seed, PARITY_ITERATION, sample.uid) for sample in samples]
-        groups = together(partial(self._generate, trainer, samples, sampling, keys))
-        sampled = [group for group in groups if all(completion.token_ids for completion in group.completions)]
-        if not sampled:
-            raise EngineError(f"the engine refused all {len(groups)} prompts of the comparison; its warnings say why")
-        with trainer.precision_plugin.forward_context():
-            comparisons = compare(sampled, policy, data.encoder, temperature=sampling.temperature)
-        full = trainer.precision == "32-true"
+        groups = self._sample(trainer, pl_module, samples, sampling, keys, collective=True)
+        half = {"bfloat16", "float16"}
+        types = {str(policy.base.lm_head.weight.dtype).removeprefix("torch."), getattr(self.engine, "dtype", "")}
+        full = trainer.precision == "32-true" and not types & half
         tolerance = gate.tolerance if gate.tolerance is not None else 1e-3 if full else 0.05
-        worst = max(comparisons, key=lambda c: (not c.agrees(tolerance), c.mean_difference))
-        beyond = [str(worst) for comparison in comparisons if not comparison.agrees(tolerance)]
-        failed = [message for share in gather(beyond) for message in share]  # on every rank, or one would go on alone
-        if failed:
-            raise EngineError(
-                f"engine and trainer disagree, learning from its samples would be wrong. {len(failed)} completions are "
-                f"beyond the tolerance of {tolerance:g}, the worst: {failed[0]}. Likely causes: another precision in "
-                "the engine (its dtype), other pixel limits, a stale cache. parity.tolerance of the rollout callback "
-                "sets the bound"
-            )
-        logger.info("engine and trainer agree on %d completions, the worst: %s", len(comparisons), worst)
+        with trainer.precision_plugin.forward_context():
+            check(groups, policy, data.encoder, temperature=sampling.temperature, tolerance=tolerance)
 
     def _close(self) -> None:
         self.engine.close()

@@ -86,7 +86,8 @@ class PromptDataModule(BenchmarkDataModule):
         self.longest_prompt_tokens = 0
         """Longest usable prompt; known after `setup("fit")`."""
         self.cursor = 0
-        """Prompts passed over since the beginning, over all passes."""
+        """Prompts passed over by finished rollouts, over all passes; `commit` moves it."""
+        self._ahead = 0  # the same while an iteration is sampled
         self._samples: Sequence[Sample] = ()
         self._indices: tuple[int, ...] = ()
         self._buffer: RolloutBuffer | None = None
@@ -149,13 +150,14 @@ class PromptDataModule(BenchmarkDataModule):
         )
 
     def take_prompts(self, count: int, *, excluding: Collection[int] = ()) -> list[tuple[int, Sample]]:
-        """Returns the next prompts with their positions in the data and moves the cursor past them.
+        """Returns the next prompts with their positions in the data.
 
-        The same on every rank. If the present pass has fewer left, the next one begins.
+        The same on every rank. If the present pass has fewer left, the next one begins. An iteration begins at the
+        cursor, which stays where it is until `commit`: what fails on the way is sampled again.
 
         Args:
             count: How many, all different.
-            excluding: Positions that the iteration already has; they are passed over.
+            excluding: Positions that the iteration already has, which are passed over; none begins an iteration.
 
         Raises:
             ConfigurationError: If there are not `count` others.
@@ -166,17 +168,28 @@ class PromptDataModule(BenchmarkDataModule):
                 f"the iteration asks for {count} prompts besides {len(seen)} it already has, and there are {size}; "
                 "lower data.prompts_per_iteration or the callback's resampling_rounds"
             )
-        if not seen and count > size - self.cursor % size:
-            self.cursor += -self.cursor % size
+        if not seen:
+            self._ahead = self.cursor
+            if count > size - self._ahead % size:
+                self._ahead += -self._ahead % size
         taken: list[tuple[int, Sample]] = []
         while len(taken) < count:
-            number, offset = divmod(self.cursor, size)
+            number, offset = divmod(self._ahead, size)
             index = self._indices[self._order(number)[offset]]
-            self.cursor += 1
+            self._ahead += 1
             if index not in seen:
                 seen.add(index)
                 taken.append((index, self._samples[index]))
         return taken
+
+    def commit(self) -> None:
+        """Moves the cursor past the prompts of the iteration, whose rollouts are complete and in the buffer."""
+        self.cursor = self._ahead
+
+    @property
+    def usable_count(self) -> int:
+        """Number of usable questions; known after `setup("fit")`."""
+        return len(self._indices)
 
     def train_dataloader(self) -> DataLoader[RolloutBatch]:
         """A loader over the buffer that can be resumed at any micro-batch."""
@@ -228,7 +241,7 @@ class PromptDataModule(BenchmarkDataModule):
                 "max_prompt_tokens, shuffle or seed differ), so its place in them means nothing here; resume with the "
                 "settings of the checkpoint, or start a new run from its weights"
             )
-        self.cursor = state_dict["cursor"]
+        self.cursor = self._ahead = state_dict["cursor"]
         if state_dict["iteration"] is not None:
             self.buffer.fill(Iteration.from_state(state_dict["iteration"], self.sample_at))
 

@@ -23,7 +23,7 @@ from medvlt.models.loading import Backbone
 from medvlt.models.optimization import Optimization
 from medvlt.models.policy import Policy
 from medvlt.models.reference import ReferencePolicy
-from medvlt.rewards.base import AccuracyReward, Reward
+from medvlt.rewards.base import AccuracyReward, Reward, SoftOverlong
 from medvlt.rewards.combine import OnRewardError, Rewards
 from medvlt.rewards.grade import GradePolicy
 from medvlt.rollout.buffer import RolloutBuffer
@@ -46,8 +46,8 @@ class GRPOModule(PolicyModule):
 
     Hooks used: those of `PolicyModule`, `setup`, `training_step`, `on_train_epoch_end`.
     Logs per optimizer step `train/loss` and `PolicyStatistics`, per iteration `rollout_statistics`, all with `train/`
-    in front; with `on_reward_error` "no_verdict" `train/rewards/{name}/errors`, the failures since the start; and the
-    metrics of `RolloutModule`.
+    in front; with `on_reward_error` "no_verdict" `train/rewards/{name}/errors`, its failures in the iteration; and
+    the metrics of `RolloutModule`.
 
     Args:
         backbone: Which Qwen2.5-VL, and how to load it. The reference policy is the same model as it is stored.
@@ -110,10 +110,12 @@ class GRPOModule(PolicyModule):
         self.reference_on_cpu = reference_on_cpu
         self._reference: ReferencePolicy | None = None
         self._statistics = (PolicyStatistics(),)  # in a tuple: no submodule, so that it is in no checkpoint
+        self._banned: Tensor | None = None  # ids that no engine samples
         self._step_loss: Tensor | None = None  # of this rank since the last optimizer step
 
     def setup(self, stage: str) -> None:
         """Refuses settings that contradict one another before anything is loaded."""
+        super().setup(stage)
         if stage != "fit":
             return
         reduction = getattr(getattr(self.trainer, "datamodule", None), "loss_reduction", None)
@@ -148,6 +150,13 @@ class GRPOModule(PolicyModule):
                 "part of the vocabulary, and model.correction would take what was cut off for a mismatch; set top_p: "
                 "1.0 and top_k: 0, or correction: null"
             )
+
+        for name, reward in self.rewards.rewards.items():
+            if isinstance(reward, SoftOverlong) and reward.max_tokens != sampling.max_tokens:
+                raise ConfigurationError(
+                    f"the reward {name!r} takes {reward.max_tokens} tokens for the limit of a completion, "
+                    f"group_sampling.max_tokens is {sampling.max_tokens}; set both to the same"
+                )
 
     def configure_model(self) -> None:
         """Loads the policy and, with a KL penalty, its reference."""
@@ -201,6 +210,7 @@ class GRPOModule(PolicyModule):
         if self._reference is not None:
             with self._reference.active(self.device) as reference:
                 buffer.add_logprobs(ref=self._logprobs(reference, buffer))
+        data.commit()
 
     def form_advantages(self, iteration: Iteration, *, keep_all: bool = False) -> Iteration:
         """Returns the iteration with advantages, masked completions and the groups that have to be computed.
@@ -250,6 +260,7 @@ class GRPOModule(PolicyModule):
         if self.rewards.on_error == "no_verdict":  # the same on every rank, as this exchange between them must be
             errors = {f"train/rewards/{name}/errors": float(count) for name, count in self.rewards.errors.items()}
             self.log_dict(errors, sync_dist=True, reduce_fx="sum")
+            self.rewards.errors = dict.fromkeys(self.rewards.errors, 0)
 
     def _loaded_policy(self) -> Policy:
         if self.policy is None:
@@ -258,10 +269,11 @@ class GRPOModule(PolicyModule):
 
     def _forward(self, policy: Policy, batch: RolloutBatch) -> Tensor:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        vocabulary = policy.base.config.text_config.vocab_size
-        banned = torch.tensor(data.encoder.unsampled_token_ids(vocabulary), device=self.device)
+        if self._banned is None or self._banned.device != self.device:
+            unsampled = data.encoder.unsampled_token_ids(policy.base.config.text_config.vocab_size)
+            self._banned = torch.tensor(unsampled, dtype=torch.long, device=self.device)
         temperature: float = data.buffer.iteration.sampling.temperature
-        logprobs: Tensor = policy(batch.packed, temperature=temperature, banned=banned)
+        logprobs: Tensor = policy(batch.packed, temperature=temperature, banned=self._banned)
         return logprobs
 
     @torch.no_grad()
@@ -271,7 +283,7 @@ class GRPOModule(PolicyModule):
         lengths = buffer.iteration.lengths
         mine: dict[int, Tensor] = {}
         for number in range(len(buffer)):
-            batch = buffer[(0, number)].to(self.device)
+            batch = buffer.micro_batch(number).to(self.device)
             with self.trainer.precision_plugin.forward_context():
                 logprobs = self._forward(policy, batch).cpu()
             _, members = buffer.members(number)

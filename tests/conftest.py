@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# before torch is imported anywhere, and inherited by child processes: threads that fight over tiny tensors cost far more
+# than they gain, above all where several tests run at once
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medvlt.errors import ConfigurationError
-from medvlt.losses.policy import completion_sums
+from medvlt.losses.policy import MAX_LOG_RATIO, completion_sums
 
 CorrectionKind: TypeAlias = Literal["token_tis", "token_mask", "seq_geo", "seq_sum"]
 """Which ratio is the weight; r = exp(old_logprobs - sampler_logprobs).
@@ -79,7 +79,7 @@ def correction_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, lengths: 
         if settings.kind == "seq_geo":
             totals = totals / lengths  # a completion without tokens has NaN, which no token gets
         log_ratio = totals.repeat_interleave(lengths, output_size=len(log_ratio))
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()  # an infinite one times a weight of zero would be NaN
     if settings.kind == "token_mask":
         return torch.where((ratio >= settings.low) & (ratio <= settings.high), ratio, 0.0)
     return ratio.clamp(settings.low, settings.high)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from medvlt.rollout.iteration import Iteration
+from medvlt.rollout.iteration import Iteration, ScoredGroup
+from medvlt.types import Completion
 
 
 def rollout_statistics(iteration: Iteration) -> dict[str, float]:
@@ -14,7 +15,7 @@ def rollout_statistics(iteration: Iteration) -> dict[str, float]:
 
     - `reward`, `reward_std`: mean reward, and mean over groups of the deviation inside a group (Bessel).
     - `frac_reward_zero_std`: share of groups that teach nothing, and of these `frac_all_right` and `frac_all_wrong`,
-      shares of all groups whose completions are all right or all wrong.
+      shares of all groups whose completions are all right or all wrong; a refused group is neither.
     - `rewards/{name}/mean|std`: each reward before weighting, over completions for which it has a value.
     - `accuracy`, `format_rate`: shares of completions. `frac_no_verdict`: share without a reward.
     - `completions/mean_length|min_length|max_length`, `mean_terminated_length` in tokens, `clipped_ratio`: share cut at
@@ -26,10 +27,11 @@ def rollout_statistics(iteration: Iteration) -> dict[str, float]:
         iteration: With at least one completion.
     """
     groups = iteration.groups
-    completions = [completion for group in groups for completion in group.group.completions]
+    by_group = [group.group.completions for group in groups]
+    completions = [completion for group in by_group for completion in group]
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     rewards = [[reward for reward in group.rewards if reward is not None] for group in groups]
-    sampled = [completion for completion in completions if completion.token_ids]
+    sampled = [completion for completion in completions if is_sampled(completion)]
     lengths = [len(completion.token_ids) for completion in sampled]
     right = [sum(verdict.correct for verdict in group.verdicts) for group in groups]
     result = {
@@ -37,7 +39,7 @@ def rollout_statistics(iteration: Iteration) -> dict[str, float]:
         "reward_std": mean([stdev(row) for row in rewards if len(row) > 1]),
         "frac_reward_zero_std": mean([not group.has_variance for group in groups]),
         "frac_all_right": mean([n == len(g.verdicts) for n, g in zip(right, groups, strict=True)]),
-        "frac_all_wrong": mean([n == 0 for n in right]),
+        "frac_all_wrong": mean([n == 0 and any(map(is_sampled, c)) for n, c in zip(right, by_group, strict=True)]),
         "frac_no_verdict": mean([reward is None for group in groups for reward in group.rewards]),
         "accuracy": mean([verdict.correct for verdict in verdicts]),
         "format_rate": mean([verdict.format_ok for verdict in verdicts]),
@@ -54,6 +56,23 @@ def rollout_statistics(iteration: Iteration) -> dict[str, float]:
         result[f"rewards/{name}/mean"] = mean(values)
         result[f"rewards/{name}/std"] = stdev(values) if len(values) > 1 else 0.0
     return result
+
+
+def discarded_statistics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Returns how many groups dynamic sampling replaced: `resampling/discarded_all_right|all_wrong|other`."""
+    sampled = [group for group in groups if any(map(is_sampled, group.group.completions))]
+    right = sum(all(verdict.correct for verdict in group.verdicts) for group in sampled)
+    wrong = sum(not any(verdict.correct for verdict in group.verdicts) for group in sampled)
+    return {
+        "resampling/discarded_all_right": float(right),
+        "resampling/discarded_all_wrong": float(wrong),
+        "resampling/discarded_other": float(len(groups) - right - wrong),
+    }
+
+
+def is_sampled(completion: Completion) -> bool:
+    """Whether the engine sampled it; it may refuse a prompt."""
+    return completion.finish_reason != "error"
 
 
 def mean(values: Sequence[float]) -> float:

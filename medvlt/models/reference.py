@@ -36,6 +36,8 @@ class ReferencePolicy:
         if settings.lora is None:
             model = load_pretrained(settings).eval().requires_grad_(False)
             self.copy = shard(Policy(model, always_run_vision=policy.always_run_vision), mesh)
+            if on_cpu:  # the strategy may have loaded it onto the device
+                self.copy.to("cpu")
 
     @contextmanager
     def active(self, device: torch.device) -> Iterator[Policy]:
@@ -45,6 +47,8 @@ class ReferencePolicy:
                 yield self.policy
             return
         self.copy.to(device)
-        yield self.copy
-        if self.on_cpu:
-            self.copy.to("cpu")
+        try:
+            yield self.copy
+        finally:
+            if self.on_cpu:
+                self.copy.to("cpu")

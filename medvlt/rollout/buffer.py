@@ -38,7 +38,7 @@ class RolloutBuffer(Dataset[RolloutBatch]):
     """Micro-batches of this rank, indexed by (epoch, number); the length is known before there are any rollouts.
 
     Args:
-        encoder: Turns questions into prompts; each is encoded once per iteration.
+        encoder: Turns questions into prompts; each is encoded once per iteration and kept until it was trained on.
         steps: Optimizer steps of an iteration.
         share: This rank's part of a step.
         reduction: How the token losses of a step become one number.
@@ -53,7 +53,12 @@ class RolloutBuffer(Dataset[RolloutBatch]):
     def fill(self, iteration: Iteration) -> None:
         """Takes an iteration whose advantages are known and plans its optimizer steps."""
         self.iteration = iteration
-        self._plan = plan(iteration, steps=self.steps, micro_batches=self.share.ranks * self.share.micro_batches)
+        self._plan = plan(
+            iteration,
+            steps=self.steps,
+            micro_batches=self.share.ranks * self.share.micro_batches,
+            balanced=self.reduction != "micro_batch",
+        )
         self._prompts = {}
 
     def add_logprobs(self, *, old: Mapping[int, Tensor] | None = None, ref: Mapping[int, Tensor] | None = None) -> None:
@@ -69,6 +74,20 @@ class RolloutBuffer(Dataset[RolloutBatch]):
 
     def __getitem__(self, key: tuple[int, int]) -> RolloutBatch:
         _, number = key
+        batch = self.micro_batch(number)
+        for group in self.members(number)[1]:
+            self._prompts.pop(group, None)  # training is the last to need it, and pictures take memory
+        return batch
+
+    def micro_batch(self, number: int) -> RolloutBatch:
+        """Returns a micro-batch and keeps its encoded prompts for the next time.
+
+        Args:
+            number: In [0, len(self)).
+
+        Raises:
+            MissingRolloutError: If the buffer is not filled.
+        """
         iteration, plan = self._filled()
         step, members = self.members(number)
         if not members:
@@ -136,7 +155,7 @@ class RolloutBuffer(Dataset[RolloutBatch]):
         return self._prompts[number]
 
 
-def plan(iteration: Iteration, *, steps: int, micro_batches: int) -> UpdatePlan:
+def plan(iteration: Iteration, *, steps: int, micro_batches: int, balanced: bool) -> UpdatePlan:
     """Plans the optimizer steps of an iteration over all ranks; see `plan_updates`."""
     assert iteration.used is not None
     counted = [
@@ -144,7 +163,12 @@ def plan(iteration: Iteration, *, steps: int, micro_batches: int) -> UpdatePlan:
         for row, lengths in zip(trained_lengths(iteration), iteration.lengths, strict=True)
     ]
     return plan_updates(
-        group_sizes(iteration), counted, iteration.used.tolist(), steps=steps, micro_batches=micro_batches
+        group_sizes(iteration),
+        counted,
+        iteration.used.tolist(),
+        steps=steps,
+        micro_batches=micro_batches,
+        balanced=balanced,
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,12 @@ import torch
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.packing import Group, pack
-from medvlt.errors import ConfigurationError
+from medvlt.distributed import gather
+from medvlt.errors import ConfigurationError, EngineError
 from medvlt.models.policy import Policy
 from medvlt.types import RolloutGroup, Sample
+
+logger = logging.getLogger(__name__)
 
 SCANNED = 256
 """How many questions are looked at to find short and long prompts."""
@@ -23,7 +27,7 @@ class ParityGate:
     """Settings of the comparison.
 
     Attributes:
-        prompts: Prompts of each modality, from the shortest to the longest of the first 256; at least 1.
+        prompts: Prompts of each modality, from the shortest to the longest of 256 all over the data; at least 1.
         max_tokens: Longest completion that is compared.
         tolerance: Largest mean of |trainer - engine| over the log-probabilities of a completion, in nats. None allows
             0.001 in full precision and 0.05 otherwise: bfloat16 rounds to 3 digits, and a mean forgives single tokens
@@ -83,11 +87,12 @@ class Comparison:
 def choose_samples(samples: Sequence[Sample], encoder: PromptEncoder, *, prompts: int) -> list[Sample]:
     """Returns `prompts` questions with and as many without pictures, evenly spread over prompt lengths."""
     chosen: list[Sample] = []
-    scanned = [samples[number] for number in range(min(len(samples), SCANNED))]
+    count = min(len(samples), SCANNED)
+    scanned = [samples[i * len(samples) // count] for i in range(count)]
     for with_pictures in (False, True):
         some = sorted((s for s in scanned if bool(s.images) == with_pictures), key=encoder.prompt_length)
-        count = min(prompts, len(some))
-        chosen += [some[round(i * (len(some) - 1) / max(1, count - 1))] for i in range(count)]
+        wanted = min(prompts, len(some))
+        chosen += [some[round(i * (len(some) - 1) / max(1, wanted - 1))] for i in range(wanted)]
     return chosen
 
 
@@ -126,3 +131,40 @@ def compare(
             for difference in differences
         ]
     return results
+
+
+def check(
+    groups: Sequence[RolloutGroup], policy: Policy, encoder: PromptEncoder, *, temperature: float, tolerance: float
+) -> None:
+    """Raises if engine and trainer disagree on any completion of any rank; logs the worst otherwise.
+
+    Args:
+        groups: The same questions on every rank, sampled by its engine; refused ones are left out.
+        policy: The policy whose weights the engine has.
+        encoder: The trainer's.
+        temperature: At which they were sampled.
+        tolerance: Largest mean difference of a completion, in nats.
+
+    Raises:
+        EngineError: On every rank, quoting the worst completion; or if the engine refused all prompts.
+    """
+    comparisons: list[Comparison] = []
+    sampled = [group for group in groups if group.completions and all(c.token_ids for c in group.completions)]
+    if sampled:
+        comparisons = compare(sampled, policy, encoder, temperature=temperature)
+    # NaN compares with nothing, so disagreement comes first
+    worst = max(comparisons, key=lambda c: (not c.agrees(tolerance), c.mean_difference), default=None)
+    beyond = sum(not comparison.agrees(tolerance) for comparison in comparisons)
+    reports = gather((len(comparisons), beyond, str(worst)))
+    compared, failed = sum(report[0] for report in reports), sum(report[1] for report in reports)
+    if compared == 0:
+        raise EngineError(f"the engine refused all {len(groups)} prompts of the comparison; its warnings say why")
+    if failed:
+        example = next(report[2] for report in reports if report[1])
+        raise EngineError(
+            f"engine and trainer disagree, learning from its samples would be wrong. {failed} of {compared} "
+            f"completions are beyond the tolerance of {tolerance:g}, the worst: {example}. Likely causes: another "
+            "precision in the engine (its dtype), other pixel limits, a stale cache. parity.tolerance of the rollout "
+            "callback sets the bound"
+        )
+    logger.info("engine and trainer agree on %d completions, the worst: %s", compared, worst)

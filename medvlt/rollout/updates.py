@@ -30,6 +30,7 @@ def plan_updates(
     *,
     steps: int,
     micro_batches: int,
+    balanced: bool = True,
 ) -> UpdatePlan:
     """Cuts an iteration into optimizer steps of nearly equal numbers of groups, and those into micro-batches.
 
@@ -44,16 +45,25 @@ def plan_updates(
         used: Whether a group has to be computed, (B,).
         steps: Optimizer steps, at least 1.
         micro_batches: Micro-batches of a step over all ranks, at least 1.
+        balanced: Spread by tokens. False cuts the groups in order into equal numbers, as the reference does; a mean
+            over micro-batches depends on it.
     """
     planned: list[tuple[tuple[int, ...], ...]] = []
     totals: list[StepTotals] = []
     for step in range(steps):
-        members = range(step * len(sizes) // steps, (step + 1) * len(sizes) // steps)
+        members = even_cuts(len(sizes), steps)[step]
         chosen = [number for number in members if used[number]]
         filled = min(micro_batches, len(chosen))
-        bins = balance([sizes[number] for number in chosen], filled) if filled else []
+        bins = even_cuts(len(chosen), filled)
+        if balanced and filled:
+            bins = balance([sizes[number] for number in chosen], filled)
         bins += [[] for _ in range(micro_batches - filled)]
         planned.append(tuple(tuple(chosen[i] for i in items) for items in bins))
         lengths = [length for number in members for length in counted[number]]
         totals.append(StepTotals(sum(lengths), len(lengths), max(1, filled)))
     return UpdatePlan(tuple(planned), tuple(totals))
+
+
+def even_cuts(items: int, parts: int) -> list[list[int]]:
+    """Returns the numbers 0 to `items` - 1 in order, cut into parts whose sizes differ by at most one."""
+    return [list(range(part * items // parts, (part + 1) * items // parts)) for part in range(parts)]

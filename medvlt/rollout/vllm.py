@@ -151,8 +151,8 @@ class VLLMEngine(RolloutEngine):
             )
         logger.info("starting vLLM")
         begin = time.perf_counter()
-        vllm = import_vllm()
         placed, variables = placement(self.tensor_parallel_size)
+        vllm = import_vllm()
         arguments = self._arguments(encoder, policy) | placed
         self._had_group = dist.is_initialized()
         VLLMEngine._running = weakref.ref(self)
@@ -213,11 +213,15 @@ class VLLMEngine(RolloutEngine):
         stream = CheckedWeights(weights, self._expected, llm.model_config.dtype)
         self._unloaded = "has only part of its weights, as loading them failed"
         self._broken = "vLLM was interrupted while it loaded weights"
-        with self._guarded("while it loaded weights"):
-            unwritten = llm.collective_rpc(_reload_weights, args=(stream,))[0]
-            reset = llm.reset_prefix_cache()
-            llm.llm_engine.reset_encoder_cache()
-            llm.reset_mm_cache()
+        try:
+            with self._guarded("while it loaded weights"):
+                unwritten = llm.collective_rpc(_reload_weights, args=(stream,))[0]
+                reset = llm.reset_prefix_cache()
+                llm.llm_engine.reset_encoder_cache()
+                llm.reset_mm_cache()
+        except EngineError:
+            stream.drain()
+            raise
         self._broken = None
         problems = stream.problems()
         if unwritten and not problems:  # else it says the same again in vLLM's names

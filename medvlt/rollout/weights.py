@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,17 +130,17 @@ class CheckedWeights:
     def __init__(
         self, weights: Iterable[tuple[str, Tensor]], expected: Mapping[str, torch.Size], dtype: torch.dtype
     ) -> None:
-        self.weights = weights
         self.expected = expected
         self.dtype = dtype
         self.error: Exception | None = None
+        self._source = iter(weights)
         self._seen: Counter[str] = Counter()
         self._misshapen: dict[str, torch.Size] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yields what can be used; the source is read to its end."""
         try:
-            for name, tensor in self.weights:
+            for name, tensor in self._source:
                 self._seen[name] += 1
                 if name not in self.expected or self._seen[name] > 1:
                     continue
@@ -149,6 +150,12 @@ class CheckedWeights:
                 yield name, tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         except Exception as error:
             self.error = error
+
+    def drain(self) -> None:
+        """Reads on to the end, for a receiver that gave up: other ranks may be gathering the same tensors."""
+        with suppress(Exception):  # the receiver's own error is the one to tell
+            for _ in self._source:
+                pass
 
     def problems(self) -> list[str]:
         """Returns what was wrong with the stream, in words; empty if every tensor came once."""

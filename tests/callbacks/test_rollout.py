@@ -71,7 +71,7 @@ def test_weights_are_sent_once_per_policy_version(encoder: PromptEncoder, tiny_f
     data = SFTDataModule(Phantom("train", 4), encoder, {"b": Phantom("test", 4)}, global_batch_size=2, batch_size=2)
     module = SFTModule(Backbone(str(tiny_folder)), Optimization())
     runner(tmp_path, callback, max_epochs=2, num_sanity_val_steps=0).fit(module, data)
-    epochs = [["start", "wake", (True, version), version, "wake", version, "sleep"] for version in (2, 4)]
+    epochs = [["start", "wake", (True, version), "wake", version, "wake", version, "sleep"] for version in (2, 4)]
     assert engine.events == [*epochs[0], *epochs[1], "close"]
 
 
@@ -87,13 +87,13 @@ def test_an_iteration_syncs_samples_and_sleeps(encoder: PromptEncoder, tiny_fold
     assert engine.events == [
         "start", "wake", (True, 0), "sleep",  # before the first iteration
         "wake", 0, "sleep",  # groups of version 0
-        "start", "wake", (True, 1), 1, "sleep",  # validation after the update
+        "start", "wake", (True, 1), "wake", 1, "sleep",  # validation after the update
         "wake", 1, "sleep",  # groups of version 1: nothing has moved since
-        "start", "wake", (True, 2), 2, "sleep",
+        "start", "wake", (True, 2), "wake", 2, "sleep",
         "close",
     ]  # fmt: skip
     metrics = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
-    shares = sum(metrics[f"share/{phase}"] for phase in ("generate", "sync", "score", "update"))
+    shares = sum(metrics[f"share/{phase}"] for phase in ("generate", "sync", "score", "update", "validate"))
     assert shares == pytest.approx(1)
     assert metrics["tokens_per_second"] > 0
 
@@ -104,7 +104,7 @@ def test_without_a_policy_no_weights_are_sent(encoder: PromptEncoder, tmp_path: 
     runner(tmp_path, RolloutCallback(engine, SamplingParams(max_tokens=99))).validate(
         RolloutModule(), data, verbose=False
     )
-    assert engine.events == ["start", "wake", 0, "close"]
+    assert engine.events == ["start", "wake", "wake", 0, "close"]
 
 
 def test_closed_after_an_error(encoder: PromptEncoder, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from medvlt.__main__ import main
-from medvlt.models.export import read_checkpoint
+from medvlt.models.export import CONSOLIDATE, read_checkpoint
 from medvlt.models.loading import Backbone, load_pretrained
 from medvlt.models.policy import Policy
 from medvlt.paths import config_dir
@@ -85,8 +85,8 @@ def printed(*args: str) -> dict[str, Any]:
 
 
 def launch_command(name: str) -> list[str]:
-    """What a header says behind `Launch:`; a backslash goes on in the next line."""
-    found = re.search(r"^# Launch: +medvlt (.+)$", (CONFIGS / name).read_text().replace("\\\n#", ""), re.MULTILINE)
+    """What a header says behind `Launch:`, in one line, so that it can be copied."""
+    found = re.search(r"^# Launch: +(?:torchrun .+ -m )?medvlt (.+)$", (CONFIGS / name).read_text(), re.MULTILINE)
     assert found is not None
     return shlex.split(found[1])
 
@@ -203,7 +203,9 @@ def test_grpo_recipes_have_the_numbers_of_the_scripts(name: str) -> None:
     (rollouts,) = callbacks_of(settings, "VLLMRolloutCallback")
     groups = rollouts["group_sampling"]
     assert (groups["n"], groups["temperature"], groups["top_p"], groups["max_tokens"]) == (8, 1.0, 1.0, 4096)
-    assert rollouts["engine"]["init_args"]["max_model_len"] == data["max_prompt_tokens"] + 4096 == 2048 + 4096
+    engine = rollouts["engine"]["init_args"]
+    assert engine["max_model_len"] == data["max_prompt_tokens"] + 4096 == 2048 + 4096
+    assert engine["max_images"] == 1  # vLLM keeps memory for as many pictures of the largest size
     assert (trainer["precision"], trainer["gradient_clip_val"]) == ("bf16-mixed", 1.0)
     optimization = model["optimization"]
     assert (optimization["learning_rate"], optimization["weight_decay"]) == (1e-6, 0.01)
@@ -212,6 +214,16 @@ def test_grpo_recipes_have_the_numbers_of_the_scripts(name: str) -> None:
     assert model["backbone"]["name"] == data["encoder"]["model"]
     assert (data["encoder"]["template"], data["seed"]) == ("reference", 1)
     assert model["backbone"]["freeze"] == (["vision", "projector"] if questions is M23K else [])
+
+
+@pytest.mark.parametrize("name", ["grpo/m23k_32b.yaml", "sft/m23k_32b.yaml"])
+def test_torchrun_starts_the_processes_that_the_trainer_expects(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    started = re.search(r"^# Launch: torchrun --nnodes (\d+) --nproc-per-node (\d+) ", text, re.MULTILINE)
+    assert started is not None
+    trainer = printed(*launch_command(name))["trainer"]
+    assert (trainer["num_nodes"], trainer["devices"]) == (int(started[1]), int(started[2]))
+    assert trainer["strategy"]["init_args"]["data_parallel_size"] == int(started[1]) * int(started[2])
 
 
 @pytest.mark.parametrize("name", GRPO)
@@ -234,6 +246,22 @@ def test_a_chain_starts_from_what_its_header_exports(name: str) -> None:
     stage, size = re.fullmatch(r"grpo/(sft|rl)_m23k_rl_pmc_vqa_(3b|7b)\.yaml", name).groups()  # type: ignore[union-attr]
     first = CONFIGS / {"sft": "sft", "rl": "grpo"}[stage] / f"m23k_{size}.yaml"
     assert checkpoint[1].startswith(f"{yaml.safe_load(first.read_text())['trainer']['default_root_dir']}/")
+
+
+def test_the_main_readme_shows_the_chain_of_the_recipe() -> None:
+    """Its lines, run one after the other, are those of the header."""
+    name = "grpo/sft_m23k_rl_pmc_vqa_3b.yaml"
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    block = re.search(r"^    CHECKPOINT=.+?\n\n", readme, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    first, train, consolidate, export, chain = (shlex.split(line) for line in block[0].strip().splitlines())
+    header = (CONFIGS / name).read_text()
+    assert f"#   CHECKPOINT is {first[0].removeprefix('CHECKPOINT=')}\n" in header
+    assert train[1:] == launch_command("sft/m23k_3b.yaml")
+    assert consolidate == [*CONSOLIDATE.split(), "$CHECKPOINT"]
+    folder = yaml.safe_load(header)["model"]["init_args"]["backbone"]["name"]
+    assert export == ["medvlt", "export", "$CHECKPOINT.consolidated", folder]
+    assert chain[1:] == launch_command(name)
 
 
 @pytest.mark.parametrize("fragment", ALGORITHMS)
@@ -329,8 +357,9 @@ def test_the_grpo_demos_differ_in_the_engine_alone() -> None:
     samplers = [demo["trainer"]["callbacks"].pop(0) for demo in demos]
     assert demos[0] == demos[1]
     assert [sampler.pop("class_path") for sampler in samplers] == ["VLLMRolloutCallback", "RolloutCallback"]
-    engines = [sampler["init_args"].pop("engine")["class_path"] for sampler in samplers]
-    assert engines == ["VLLMEngine", "TransformersEngine"]
+    engines = [sampler["init_args"].pop("engine") for sampler in samplers]
+    assert [engine["class_path"] for engine in engines] == ["VLLMEngine", "TransformersEngine"]
+    assert engines[0]["init_args"]["dtype"] == "float32"  # the trainer's; vLLM may run on a GPU, where it would be half
     assert samplers[0] == samplers[1]
 
 

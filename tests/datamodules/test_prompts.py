@@ -65,6 +65,7 @@ def prepared(
 
 def taken(module: PromptDataModule, count: int = 4, excluding: tuple[int, ...] = ()) -> list[int]:
     prompts = module.take_prompts(count, excluding=excluding)
+    module.commit()
     assert [question.uid for _, question in prompts] == [f"q:{index}" for index, _ in prompts]
     return [index for index, _ in prompts]
 
@@ -97,6 +98,19 @@ def test_each_pass_has_an_order_of_its_own_and_leaves_the_rest_out(encoder: Prom
     assert [taken(again) + taken(again) for _ in range(3)] == passes
     other = prepared(encoder, seed=7)
     assert taken(other) + taken(other) != passes[0]
+
+
+def test_prompts_of_a_failed_iteration_are_taken_again(encoder: PromptEncoder) -> None:
+    """Only a commit moves the cursor, also in the state: what was sampled and lost is no progress."""
+    module = prepared(encoder)
+    first = [index for index, _ in module.take_prompts(4)]
+    further = [index for index, _ in module.take_prompts(2, excluding=first)]
+    assert module.state_dict()["cursor"] == 0
+    assert [index for index, _ in module.take_prompts(4)] == first
+    assert [index for index, _ in module.take_prompts(2, excluding=first)] == further
+    module.commit()
+    assert module.state_dict()["cursor"] == 6
+    assert not {index for index, _ in module.take_prompts(4)} & {*first, *further}
 
 
 def test_an_iteration_that_fits_exactly_begins_no_new_pass(encoder: PromptEncoder) -> None:
@@ -267,6 +281,7 @@ def test_loader_goes_through_the_present_iteration(encoder: PromptEncoder) -> No
     assert len(loader) == 4
     for expected in ([["q:0"], [], ["q:2"], ["q:3"]], [["q:4"], [], ["q:6"], ["q:7"]]):
         module.buffer.fill(rollouts(module))
+        module.commit()
         found = [sorted(set(batch.packed.uids)) if batch.packed.weights.any() else [] for batch in loader]
         assert sorted(found[:2]) == sorted(expected[:2])
         assert sorted(found[2:]) == sorted(expected[2:])

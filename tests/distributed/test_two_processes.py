@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from callbacks import RolloutCallback
@@ -71,11 +73,22 @@ class Parity:
         return float(sum(completion.token_ids[:3]) % 2)
 
 
-def train_grpo(folder: Path, strategy: Any, devices: int) -> dict[str, Any]:
-    """Two iterations of six prompts and two optimizer steps, the live policy as the engine."""
+class Reading(ScriptedEngine):
+    """Reads all weights it is sent, as an engine with a copy would: gathering them is a step of all ranks."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        assert len([tensor for _, tensor in weights if tensor.numel()]) > 50
+        super().load_weights((), version=version)
+
+
+def train_grpo(folder: Path, strategy: Any, devices: int, *, live: bool) -> dict[str, Any]:
+    """Two iterations of six prompts and two optimizer steps; the engine is the live policy, or it is scripted."""
     recorder = Recorder()
-    rollout = RolloutCallback(
-        TransformersEngine(), group_sampling=SamplingParams(n=3, temperature=0.9, max_tokens=10), seed=1
+    sampling = SamplingParams(n=3, temperature=0.9, max_tokens=10)
+    rollout = (
+        RolloutCallback(TransformersEngine(), group_sampling=sampling, seed=1)
+        if live
+        else RolloutCallback(Reading(["a b", "c", "d e f"]), group_sampling=sampling, seed=1, parity=None)
     )
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_progress_bar=False, max_epochs=2,
@@ -109,15 +122,14 @@ def train_grpo(folder: Path, strategy: Any, devices: int) -> dict[str, Any]:
 def work(rank: int, port: int, folder: Path, kind: str, output: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
     torch.set_num_threads(1)
-    if kind == "grpo":
-        torch.save(train_grpo(folder, DDPStrategy(process_group_backend="gloo"), 2), output / f"{rank}.pt")
-        return
     strategy = (
         DDPStrategy(process_group_backend="gloo")
-        if kind == "ddp"
+        if kind.endswith("ddp")
         else ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
     )
-    torch.save(train(folder, strategy, 2), output / f"{rank}.pt")
+    live = kind == "grpo ddp"
+    result = train_grpo(folder, strategy, 2, live=live) if "grpo" in kind else train(folder, strategy, 2)
+    torch.save(result, output / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +159,14 @@ def test_two_processes_equal_one(kind: str, alone: dict[str, Any], tiny_folder: 
 
 
 @pytest.mark.slow
-def test_grpo_in_two_processes_equals_one(tiny_folder: Path, tmp_path: Path) -> None:
-    """The same prompts, completions, losses and gradients, and every rank could write the same checkpoint."""
-    alone = train_grpo(tiny_folder, "auto", 1)
-    ranks = in_two_processes("grpo", tiny_folder, tmp_path)
+@pytest.mark.parametrize("kind", ["grpo ddp", "grpo fsdp2"])
+def test_grpo_in_two_processes_equals_one(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """The same prompts, completions, losses and gradients, and every rank could write the same checkpoint.
+
+    The live policy cannot sample while it is sharded; there the engine is scripted, and the weights sent to it are read.
+    """
+    alone = train_grpo(tiny_folder, "auto", 1, live=kind == "grpo ddp")
+    ranks = in_two_processes(kind, tiny_folder, tmp_path)
     assert any(loss != 0 for loss in alone["losses"])
     for rank in ranks:
         assert rank["token_ids"] == alone["token_ids"]

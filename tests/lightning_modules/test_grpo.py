@@ -18,12 +18,13 @@ from datamodules import BenchmarkDataModule, PromptDataModule
 from lightning_modules import GRPOModule, SFTModule
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
-from medvlt.errors import ConfigurationError, EngineError, MissingRolloutError, RewardError
+from medvlt.errors import ConfigurationError, DataError, EngineError, MissingRolloutError, RewardError
 from medvlt.losses.correction import Correction
 from medvlt.losses.policy import GSPOLoss
 from medvlt.models.loading import Backbone, LoRA
 from medvlt.models.optimization import Optimization
 from medvlt.models.policy import Policy
+from medvlt.rewards.base import SoftOverlong
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.iteration import Iteration
 from medvlt.rollout.scripted import ScriptedEngine
@@ -76,6 +77,7 @@ def train(
     data: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     resume: Path | None = None,
+    kind: type[GRPOModule] = GRPOModule,
 ) -> tuple[GRPOModule, Recorder]:
     recorder = Recorder()
     rollout = RolloutCallback(
@@ -86,7 +88,7 @@ def train(
         callbacks=[rollout, recorder], enable_checkpointing=False, limit_val_batches=0,
         **({"max_epochs": 1, "gradient_clip_val": 1e9} | (trainer or {})),
     )  # fmt: skip
-    learner = GRPOModule(
+    learner = kind(
         Backbone(str(folder), **(backbone or {})),
         Optimization(learning_rate=1e-3, schedule="constant", warmup_ratio=0.0),
         **({"rewards": {"parity": Parity()}} | (module or {})),
@@ -333,8 +335,8 @@ def test_dynamic_sampling_replaces_groups_without_variance(tiny_folder: Path, tm
     assert len(before) == len(after) == 4
     assert not all(group.has_variance for group in before)
     assert all(group.has_variance for group in after)
-    kept = [group.index for group in before if group.has_variance]
-    assert [group.index for group in after][: len(kept)] == kept
+    kept = {place: group.index for place, group in enumerate(before) if group.has_variance}
+    assert {place: after[place].index for place in kept} == kept  # the others have taken the places of the rest
     assert len({group.index for group in after}) == 4
     assert plain.metrics["train/frac_reward_zero_std"] > 0
     assert plain.metrics["train/frac_all_wrong"] == plain.metrics["train/frac_reward_zero_std"]
@@ -344,9 +346,21 @@ def test_dynamic_sampling_replaces_groups_without_variance(tiny_folder: Path, tm
         tiny_folder, tmp_path, engine=ScriptedEngine([WRONG]), callback=sampling | {"resampling_rounds": 2}, **settings
     )
     assert len(capped.iterations[0].groups) == 4
+    assert [group.index for group in capped.iterations[0].groups] != [group.index for group in before]
     assert capped.metrics["resampling/rounds"] == 2
     assert capped.metrics["resampling/discarded_all_wrong"] == 8
     assert capped.metrics["train/loss"] == 0
+
+
+def test_resampling_ends_where_the_data_do(tiny_folder: Path, tmp_path: Path) -> None:
+    """Six questions, four an iteration, all wrong: there are two to replace four."""
+    _, recorder = train(
+        tiny_folder, tmp_path, engine=ScriptedEngine([WRONG]), module={"rewards": None},
+        callback={"parity": None, "group_sampling": SamplingParams(n=2, max_tokens=99), "resampling_rounds": 3},
+        data={"train": Phantom("train", 6, modality="text")}, trainer={"max_epochs": 2},
+    )  # fmt: skip
+    assert [len(iteration.groups) for iteration in recorder.iterations] == [4, 4]
+    assert recorder.metrics["resampling/rounds"] == 0
 
 
 def test_refused_prompts_are_left_out_and_counted(tiny_folder: Path, tmp_path: Path) -> None:
@@ -365,7 +379,7 @@ def test_refused_prompts_are_left_out_and_counted(tiny_folder: Path, tmp_path: P
     assert all(reward is None for group in refused for reward in group.rewards)
     assert math.isfinite(recorder.losses[0])
     Picky.refuse_all = True
-    with pytest.raises(EngineError, match="refused all 4 prompts"):
+    with pytest.raises(DataError, match="refused all 4 prompts"):
         train(tiny_folder, tmp_path, engine=Picky(), callback={"parity": None})
 
 
@@ -407,6 +421,45 @@ def test_an_engine_that_never_works_leaves_a_checkpoint_of_the_start(tiny_folder
     _, undisturbed = train(tiny_folder, tmp_path, **settings)
     _, resumed = train(tiny_folder, tmp_path, resume=tmp_path / "engine-failure.ckpt", **settings)
     assert resumed.losses == undisturbed.losses
+
+
+class Dropping(TransformersEngine):
+    """Fails once in `load_weights`, in its own way."""
+
+    failures = 0
+
+    def load_weights(self, weights: Any, *, version: int) -> None:
+        if version == 1 and Dropping.failures == 0:
+            Dropping.failures += 1
+            raise RuntimeError("CUDA error: out of memory")
+        super().load_weights(weights, version=version)
+
+
+def test_a_failing_sync_is_repeated_as_well(tiny_folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trainer": {"max_epochs": 2}}
+    _, undisturbed = train(tiny_folder, tmp_path, **settings)
+    _, recorder = train(tiny_folder, tmp_path, engine=Dropping(), **settings)
+    assert Dropping.failures == 1
+    assert recorder.losses == undisturbed.losses
+
+
+def test_an_iteration_that_fails_after_sampling_is_sampled_again(tiny_folder: Path, tmp_path: Path) -> None:
+    """A checkpoint written on the way out holds the prompts of the failed iteration as still to come."""
+
+    class Interrupted(GRPOModule):
+        def form_advantages(self, iteration: Iteration, **kwargs: Any) -> Iteration:
+            if iteration.number == 1:
+                self.trainer.save_checkpoint(tmp_path / "interrupted.ckpt")
+                raise KeyboardInterrupt
+            return super().form_advantages(iteration, **kwargs)
+
+    settings: dict[str, Any] = {"trainer": {"max_epochs": 3}}
+    _, undisturbed = train(tiny_folder, tmp_path, **settings)
+    with pytest.raises(SystemExit):
+        train(tiny_folder, tmp_path, kind=Interrupted, **settings)
+    _, resumed = train(tiny_folder, tmp_path, resume=tmp_path / "interrupted.ckpt", **settings)
+    assert resumed.losses == undisturbed.losses[1:]
+    assert ids(resumed.iterations) == ids(undisturbed.iterations[1:])
 
 
 def ids(iterations: Sequence[Iteration]) -> list[Any]:
@@ -470,6 +523,7 @@ def test_reward_that_is_nan_stops_or_counts_as_no_verdict(tiny_folder: Path, tmp
         ),
         ({"module": {"policy_loss": GSPOLoss()}}, "loss_reduction: sequence"),
         ({"module": {"kl_coef": -1.0}}, "kl_coef"),
+        ({"module": {"rewards": {"length": SoftOverlong(99, 9)}}}, "takes 99 tokens"),
         ({"backbone": {"lora": LoRA(dropout=0.1)}}, "dropout"),
         ({"data": {"prompts_per_iteration": 13}}, "12 usable questions"),
         ({"data": {"prompts_per_iteration": 4}, "trainer": {"accumulate_grad_batches": 8}}, "must fill"),

@@ -52,7 +52,7 @@ def test_by_hand() -> None:
         "reward_std": (1.5 / math.sqrt(2) + 0 + math.sqrt(1 / 3)) / 3,
         "frac_reward_zero_std": 2 / 4,  # the refused group teaches nothing either
         "frac_all_right": 1 / 4,
-        "frac_all_wrong": 2 / 4,
+        "frac_all_wrong": 1 / 4,  # the refused group is neither
         "frac_no_verdict": 4 / 13,
         "accuracy": 4 / 13,
         "format_rate": 7 / 13,
@@ -75,7 +75,7 @@ def test_by_hand() -> None:
 def test_nothing_sampled() -> None:
     """Zeros, and no error: the run that meets this has other things to say."""
     found = statistics(REFUSED, REFUSED)
-    ones = {"frac_reward_zero_std", "frac_all_wrong", "frac_no_verdict", "completions/refused_ratio"}
+    ones = {"frac_reward_zero_std", "frac_no_verdict", "completions/refused_ratio"}
     assert found == {name: float(name in ones) for name in found}
 
 

@@ -231,15 +231,17 @@ def test_an_empty_micro_batch_runs_and_weighs_nothing(unused: set[int]) -> None:
     assert empty == (1 if unused is UNUSED else 3)
 
 
-def test_each_prompt_is_encoded_once_per_iteration() -> None:
+def test_each_prompt_is_encoded_once_and_kept_until_it_was_trained_on() -> None:
     buffer = filled(make_iteration(MIXED, UNUSED))
     encoder = buffer.encoder
     assert isinstance(encoder, Encoder)
     for _ in range(2):
         encoder.asked.clear()
-        first, again = buffer[(0, 0)], buffer[(0, 0)]
+        first, again, trained = buffer.micro_batch(0), buffer.micro_batch(0), buffer[(0, 0)]
         assert torch.equal(first.packed.input_ids, again.packed.input_ids)
+        assert torch.equal(first.packed.input_ids, trained.packed.input_ids)
         assert encoder.asked == {"q:0": 1, "q:3": 1}
+        assert buffer._prompts == {}
         buffer.fill(make_iteration(MIXED, UNUSED))
 
 

@@ -135,19 +135,23 @@ def test_chosen_prompts_are_spread_over_lengths_and_modalities(encoder: PromptEn
     assert chosen(with_pictures[:1], 2) == ["p5"]
 
 
-def test_only_the_first_prompts_are_looked_at(encoder: PromptEncoder) -> None:
+def test_few_prompts_from_all_over_the_data_are_looked_at(encoder: PromptEncoder) -> None:
     """Questions are made, and pictures opened, when they are asked for; a large data set must not be walked through."""
+
+    asked: list[int] = []
 
     class Far(Sequence[Sample]):
         def __len__(self) -> int:
             return 1_000_000
 
         def __getitem__(self, number: int) -> Sample:  # type: ignore[override]
-            assert number < SCANNED
+            asked.append(number)
             return words(f"t{number}", number % 7)
 
     first, last = choose_samples(Far(), encoder, prompts=2)
     assert encoder.prompt_length(first) < encoder.prompt_length(last)
+    assert len(asked) == SCANNED
+    assert max(asked) > 990_000  # pictures may come after the texts
 
 
 @pytest.mark.parametrize("settings", [{"prompts": 0}, {"max_tokens": 0}, {"tolerance": 0.0}])

@@ -71,3 +71,11 @@ def test_tokens_are_balanced_inside_a_step() -> None:
     sizes = [50, 10, 20, 30, 60, 10]
     plan = plan_updates(sizes, [[1]] * 6, [True] * 6, steps=1, micro_batches=3)
     assert [sum(sizes[number] for number in members) for members in plan.micro_batches[0]] == [60, 60, 60]
+
+
+def test_without_balance_groups_are_cut_in_order() -> None:
+    """As the reference does: equal numbers of groups, whatever their tokens."""
+    plan = plan_updates([9, 1, 1, 1, 9, 9], [[1]] * 6, [True] * 6, steps=1, micro_batches=3, balanced=False)
+    assert plan.micro_batches == (((0, 1), (2, 3), (4, 5)),)
+    balanced = plan_updates([9, 1, 1, 1, 9, 9], [[1]] * 6, [True] * 6, steps=1, micro_batches=3)
+    assert balanced.micro_batches != plan.micro_batches

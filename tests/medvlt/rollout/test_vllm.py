@@ -236,12 +236,14 @@ def test_cpu_and_gpu_differ_in_defaults_only(
     assert cpu["logits_processors"] == [tuple(encoder.unsampled_token_ids(320))]
 
 
-def test_a_request_leaves_room_for_the_seeds_of_its_completions(encoder: PromptEncoder) -> None:
+def test_a_request_leaves_room_for_seeds_and_takes_the_room_for_tokens(encoder: PromptEncoder) -> None:
     for seed in range(50):
         key = RolloutKey(seed, 0, "text")
         request = build_request(encoder, BOTH[0], GREEDY, key, max_images=0, max_model_len=512)
         assert 0 <= request.seed < 2**62
-        assert request == build_request(encoder, BOTH[0], GREEDY, key, max_images=0, max_model_len=512)
+        assert request.max_tokens == GREEDY.max_tokens
+    room = len(request.expanded_ids) + 3
+    assert build_request(encoder, BOTH[0], GREEDY, key, max_images=0, max_model_len=room).max_tokens == 3
 
 
 def test_a_prompt_that_vllm_saw_otherwise_is_an_error(encoder: PromptEncoder) -> None:
@@ -332,6 +334,15 @@ class TestStarted:
                 assert state_of_the_process() == before
             assert_trainer_agrees(encoder, policy, groups)
 
+    def test_pictures_are_forgotten_with_the_weights(
+        self, engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A matter of memory: processed pictures do not change with the weights, so no output depends on it."""
+        calls: list[str] = []
+        monkeypatch.setattr(engine._llm, "reset_mm_cache", lambda: calls.append("pictures"))
+        engine.load_weights(hub_weights(policy), version=1)
+        assert calls == ["pictures"]
+
     def test_a_sleeping_engine_says_so(self, engine: VLLMEngine, policy: Policy) -> None:
         engine.sleep()
         with pytest.raises(EngineError, match=r"asleep; call wake\(\)"):
@@ -367,7 +378,14 @@ class TestStarted:
         groups = engine.generate([sample], GREEDY, keys=keys([sample]))
         assert list(groups[0].prompt_token_ids) == other.encode(sample).token_ids.tolist()
         assert len(groups[0].prompt_token_ids) > 100
-        engine.start(encoder, policy)  # and again, as the encoder is another
+        stream = hub_weights(policy)
+        monkeypatch.setattr(engine._llm, "collective_rpc", fail)
+        with pytest.raises(EngineError, match="while it loaded weights: RuntimeError: the GPU fell off"):
+            engine.load_weights(stream, version=1)
+        assert list(stream) == []  # read to its end, as other ranks gather the same tensors
+        with pytest.raises(EngineError, match="dead"):
+            engine.generate(BOTH, GREEDY, keys=keys(BOTH))
+        engine.start(encoder, policy)  # and again
         groups = engine.generate([sample], GREEDY, keys=keys([sample]))
         assert list(groups[0].prompt_token_ids) == encoder.encode(sample).token_ids.tolist()
 

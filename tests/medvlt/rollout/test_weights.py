@@ -71,7 +71,7 @@ def test_adapters_are_added_as_peft_would_and_the_base_is_left_alone(tiny_folder
 
 
 def test_half_precision_weights_get_their_update_in_float32(tiny_folder: Path) -> None:
-    policy = adapted(tiny_folder, "bfloat16")
+    policy = adapted(tiny_folder, "bfloat16").to(torch.bfloat16)  # the factors too, which peft keeps in float32
     sent = dict(hub_weights(policy))
     layer = policy.base.model.language_model.layers[0].self_attn.q_proj
     factors = [layer.lora_B["default"].weight, layer.lora_A["default"].weight]
