@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# before torch is imported anywhere, and inherited by child processes: threads that fight over tiny tensors cost far more
-# than they gain, above all where several tests run at once
+# before torch is imported, and inherited by child processes: threads that fight over tiny tensors cost more than they
+# gain, above all where other work runs beside the tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -163,7 +163,7 @@ def test_two_processes_equal_one(kind: str, alone: dict[str, Any], tiny_folder: 
 def test_grpo_in_two_processes_equals_one(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
     """The same prompts, completions, losses and gradients, and every rank could write the same checkpoint.
 
-    The live policy cannot sample while it is sharded; there the engine is scripted, and the weights sent to it are read.
+    The live policy cannot sample while it is sharded; there the engine is scripted, and reads the weights it is sent.
     """
     alone = train_grpo(tiny_folder, "auto", 1, live=kind == "grpo ddp")
     ranks = in_two_processes(kind, tiny_folder, tmp_path)
