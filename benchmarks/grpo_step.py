@@ -6,8 +6,10 @@
 
 Each engine runs in a process of its own, one after the other, with the same model, prompts (half of them with a
 picture), reward and optimizer, through the Trainer and the callback as a user would run it. A random model rarely ends,
-so completions have their full length. The first iteration is left out (warm-up); the rest are medians. Memory is the
-highest resident set of the process, or on a GPU the highest that torch allocated plus what the engine took for itself.
+so completions have their full length. The first iteration is left out (warm-up); the rest are medians. On a GPU the
+trainer computes in bf16-mixed, on a CPU in float32. Memory is the highest resident set of the process; on a GPU the
+most that was in use on the device, by whomever, read after sampling with the engine awake and after every micro-batch
+(what torch keeps reserved is in it, and so the peak inside a micro-batch).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,10 @@ from medvlt.models.optimization import Optimization
 from medvlt.models.tiny import TinySize, build_tiny
 from medvlt.rewards.base import FunctionReward
 from medvlt.rollout.base import RolloutEngine
+from medvlt.rollout.iteration import ScoredGroup
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.rollout.vllm import VLLMEngine
-from medvlt.types import Completion, Sample, SamplingParams, Verdict
+from medvlt.types import Completion, RolloutGroup, Sample, SamplingParams, Verdict
 
 PHASES = ("generate", "sync", "score", "update", "iteration")
 
@@ -46,6 +50,25 @@ PHASES = ("generate", "sync", "score", "update", "iteration")
 def odd(sample: Sample, completion: Completion, verdict: Verdict) -> float | None:
     """A reward that a random model earns half of the time, so that most groups are learned from."""
     return float(sum(completion.token_ids[:4]) % 2)
+
+
+class Watched(GRPOModule):
+    """Notes the device memory in use where it is highest."""
+
+    device_mib = 0.0
+
+    def score(self, groups: Sequence[tuple[int, RolloutGroup]]) -> list[ScoredGroup]:
+        self._note()  # the engine has sampled and is still awake
+        return super().score(groups)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self._note()
+
+    def _note(self) -> None:
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            self.device_mib = max(self.device_mib, (total - free) / 2**20)
 
 
 class Clock(Callback):
@@ -79,7 +102,7 @@ def measure(args: argparse.Namespace, folder: Path, kind: str) -> dict[str, floa
     rollout = RolloutCallback(
         engine, group_sampling=SamplingParams(n=args.group_size, max_tokens=args.max_tokens), seed=0
     )
-    module = GRPOModule(
+    module = Watched(
         Backbone(str(folder)),
         Optimization(learning_rate=1e-6, schedule="constant"),
         rewards={"odd": FunctionReward(odd)},
@@ -91,15 +114,12 @@ def measure(args: argparse.Namespace, folder: Path, kind: str) -> dict[str, floa
             accelerator="gpu" if args.device == "cuda" else "cpu", devices=1, max_epochs=args.iterations + 1,
             accumulate_grad_batches=max(1, args.prompts // 8), logger=False, enable_progress_bar=False,
             enable_model_summary=False, enable_checkpointing=False, default_root_dir=root, callbacks=[rollout, clock],
-            limit_val_batches=0,
+            limit_val_batches=0, precision="bf16-mixed" if args.device == "cuda" else "32-true",
         )  # fmt: skip
         trainer.fit(module, data)
     rows = clock.rows[1:]
-    if args.device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        memory = max((total - free) / 2**20, torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = module.device_mib if args.device == "cuda" else resident
     return {name: statistics.median(row[name] for row in rows) for name in (*PHASES, "tokens")} | {"mib": memory}
 
 
@@ -131,7 +151,9 @@ def main() -> None:
         )  # fmt: skip
         for engine in args.engines:
             command = [sys.executable, __file__, *sys.argv[1:], "--folder", f"{folder}/model", "--only", engine]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{done.stderr}\nmeasuring {engine!r} ended with exit code {done.returncode}")
             row = json.loads(done.stdout.splitlines()[-1])
             seconds = " | ".join(f"{row[name]:.2f}" for name in PHASES)
             print(f"| {engine} | {seconds} | {row['tokens']:,.0f} | {row['tokens'] / row['generate']:,.0f} | "
