@@ -228,6 +228,8 @@ class RolloutCallback(Callback):
         try:
             batch.groups = self._sample(trainer, pl_module, batch.samples, self.sampling, keys, collective=False)
         except EngineError as error:
+            if world()[0] > 1:  # the other ranks are elsewhere, and writing a checkpoint may take all of them
+                raise
             raise self._saved(trainer, error) from error
 
     def _saved(self, trainer: Trainer, error: EngineError) -> EngineError:
@@ -314,7 +316,8 @@ class RolloutCallback(Callback):
 
         Args:
             action: Has to begin with `_sync`.
-            collective: Whether all ranks do it together, so that all start again if one fails.
+            collective: Whether all ranks do it together, so that all start again if one fails. One of several ranks
+                alone cannot start again: it would wait for the others.
         """
 
         def attempt() -> Result:
@@ -325,6 +328,8 @@ class RolloutCallback(Callback):
             except Exception as error:  # an engine may fail in its own way, such as out of memory
                 raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
 
+        if not collective and world()[0] > 1:
+            return attempt()
         run = partial(together, attempt) if collective else attempt
         try:
             return run()
