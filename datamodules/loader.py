@@ -76,10 +76,11 @@ class ResumableLoader(DataLoader[Item]):
         return {"position": position, "per_step": self._per_step, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the next iteration begin at the same optimizer step, also where a step has another number of items.
+        """Makes the next iteration begin at the item after those that the state counts.
 
         Raises:
-            ConfigurationError: If the state is of other data or another order, or lies inside a step.
+            ConfigurationError: If the state is of other data or another order, or lies in the middle of an epoch whose
+                steps had another number of items: Lightning counts batches to find the end of a step.
         """
         if state["fingerprint"] != self._fingerprint:
             raise ConfigurationError(
@@ -87,10 +88,10 @@ class ResumableLoader(DataLoader[Item]):
                 "global_batch_size, updates_per_iteration or seed differ), so its place in them means nothing here; "
                 "resume with the settings of the checkpoint, or start a new run from its weights"
             )
-        step, rest = divmod(state["position"], state["per_step"])
-        if rest and state["per_step"] != self._per_step:
+        if state["position"] and state["per_step"] != self._per_step:
             raise ConfigurationError(
-                f"the checkpoint was written inside an optimizer step of {state['per_step']} micro-batches per rank, a "
-                f"step has {self._per_step} now; resume with the same accumulate_grad_batches and number of ranks"
+                f"the checkpoint was written in the middle of an epoch whose optimizer steps had {state['per_step']} "
+                f"micro-batches per rank, a step has {self._per_step} now; resume with the same "
+                "accumulate_grad_batches, or from a checkpoint written at the end of an epoch"
             )
-        self._resume_at = step * self._per_step + rest
+        self._resume_at = state["position"]

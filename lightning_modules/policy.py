@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from lightning_modules.resume import begin_next_epoch
+from lightning_modules.resume import begin_at_step
 from lightning_modules.rollout import RolloutModule
 from medvlt.errors import ConfigurationError
 from medvlt.models.export import backbone_record
@@ -22,8 +22,8 @@ from medvlt.rewards.grade import GradePolicy
 class PolicyModule(RolloutModule):
     """Holds the policy; `SFTModule` and `GRPOModule` add a `training_step`.
 
-    Hooks used: those of `RolloutModule`, `configure_model`, `configure_optimizers`, `on_save_checkpoint`,
-    `on_load_checkpoint`, `on_train_epoch_start`.
+    Hooks used: those of `RolloutModule`, `setup`, `configure_model`, `configure_optimizers`, `on_save_checkpoint`,
+    `on_load_checkpoint`, `on_train_epoch_start`, `on_train_batch_start`.
 
     Args:
         backbone: Which Qwen2.5-VL, and how to load it.
@@ -36,6 +36,23 @@ class PolicyModule(RolloutModule):
         self.backbone = backbone
         self.optimization = optimization
         self.policy: Policy | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuses to train on part of an epoch: optimizer steps are planned for all of it.
+
+        Raises:
+            ConfigurationError: If `limit_train_batches` or `overfit_batches` is set; `fast_dev_run` is allowed.
+        """
+        trainer: Any = self.trainer
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        limit = trainer.limit_train_batches  # 1 is one batch, 1.0 is all of them
+        if trainer.overfit_batches or isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(
+                f"trainer.limit_train_batches={limit!r} and trainer.overfit_batches={trainer.overfit_batches!r} would "
+                "end an epoch before its planned optimizer steps; leave both out, and use fewer samples (data.train: "
+                "Subset with limit) or fewer steps (trainer.max_steps)"
+            )
 
     def configure_model(self) -> None:
         """Loads the backbone once, inside the strategy's context, and shards it where the strategy asks for it."""
@@ -69,8 +86,8 @@ class PolicyModule(RolloutModule):
         checkpoint["backbone"] = backbone_record(self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Mends the loop state of a checkpoint written at the end of an epoch."""
-        begin_next_epoch(checkpoint)
+        """Makes training go on where an optimizer step begins, whenever the checkpoint was written."""
+        begin_at_step(checkpoint)
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Undoes the two means that surround a training step, so that a step adds up micro-batches and ranks.
@@ -93,7 +110,18 @@ class PolicyModule(RolloutModule):
                 f"{self.trainer.accumulate_grad_batches} now; remove the callback that changes it"
             )
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets the step under which Lightning logs to the number of optimizer steps.
+
+        It keeps a count of its own, which a resumed run begins one too low or too high, depending on where the
+        checkpoint was written and on whether a validation is due there.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def _total_optimizer_steps(self) -> int:
+        optimization = self.optimization
+        if optimization.schedule == "constant" and not optimization.warmup_ratio:
+            return 1  # has no length
         # `trainer.estimated_stepping_batches` would build the loader before its state is restored, which silently
         # breaks resuming in the middle of an epoch
         trainer = self.trainer
@@ -101,9 +129,10 @@ class PolicyModule(RolloutModule):
         per_epoch = getattr(getattr(trainer, "datamodule", None), "optimizer_steps_per_epoch", None)
         if per_epoch is not None and trainer.max_epochs and trainer.max_epochs > 0:
             bounds.append(per_epoch * trainer.max_epochs)
-        if not bounds and self.optimization.total_steps is None:
+        if not bounds and optimization.total_steps is None:
             raise ConfigurationError(
                 "the schedule needs the number of optimizer steps: set trainer.max_steps, or trainer.max_epochs with a "
-                "data module that knows its steps (SFTDataModule), or model.optimization.total_steps"
+                "data module that knows its steps (SFTDataModule), or model.optimization.total_steps, or use schedule: "
+                "constant with warmup_ratio: 0"
             )
         return min(bounds, default=1)

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resuming at the end of an epoch, which Lightning 2.6 gets wrong in two cases.
+"""Resuming at the beginning of an optimizer step, whatever the moment at which the checkpoint was written.
 
-A checkpoint written at the last batch of an epoch (`every_n_train_steps` meets it), or at its end while `max_steps` is
-set, resumes as if that epoch were not over: depending on the loader a whole epoch is lost, or the next one is cut short
-and `on_train_epoch_start` is not called. Both are the beginning of the next epoch, and are made to look like it.
+Lightning 2.6 restores its counts as they were, and goes wrong in these cases:
+
+- Written at the last batch of an epoch (`every_n_train_steps` meets it), or at its end while `max_steps` is set:
+  depending on the loader a whole epoch is lost, or the next one is cut short and `on_train_epoch_start` is not called.
+- Written when the epoch was ended early (`max_time`, `EarlyStopping`, `max_steps`): its rest is lost.
+- Written inside an optimizer step (`train_time_interval`, `save_on_exception`): gradients are in no checkpoint, so the
+  step would be made of its last micro-batches alone.
+- Written inside a validation: it would go on in the middle, without the counts of its first part.
+
+So each is rewritten to the state before the first micro-batch of a step. A validation that would have followed is left
+out.
 """
 
 from __future__ import annotations
@@ -11,11 +19,11 @@ from __future__ import annotations
 from typing import Any
 
 
-def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
-    """Rewrites the loop state of a checkpoint taken after the last batch of an epoch, or before the first, in place.
+def begin_at_step(checkpoint: dict[str, Any]) -> None:
+    """Rewrites the loop state of a checkpoint, in place, so that training goes on where an optimizer step begins.
 
-    Such a checkpoint resumes without the validation that would have followed that batch. Totals (and with them the
-    global step) stay; the counts of the current epoch start at zero. Any other checkpoint is left as it is.
+    Totals of steps and epochs stay. In the middle of an epoch this needs the state of a `datamodules.ResumableLoader`;
+    without one the checkpoint is left as it is there.
 
     Args:
         checkpoint: As Lightning hands it to `on_load_checkpoint`, before the loops are restored from it.
@@ -23,21 +31,40 @@ def begin_next_epoch(checkpoint: dict[str, Any]) -> None:
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if loop is None:
         return
+    batches, epoch = loop["epoch_loop.batch_progress"], loop["epoch_progress"]["current"]
+    validation = loop["epoch_loop.val_loop.batch_progress"]
+    validation["total"] = dict.fromkeys(validation["total"], validation["total"]["ready"])
+    if epoch["started"] < epoch["ready"]:  # before the first batch of an epoch
+        _begin_epoch(loop, after="started")
+    elif batches["is_last_batch"] and batches["current"]["processed"] == batches["current"]["ready"]:
+        _begin_epoch(loop, after="ready")
+    elif batches["current"]["ready"]:  # else nothing has happened since a beginning or a resume
+        _continue_epoch(loop)
+
+
+def _begin_epoch(loop: dict[str, Any], *, after: str) -> None:
+    """Sets the counts to between two epochs; `after` counts those that are over."""
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-    if epochs["current"]["started"] < epochs["current"]["ready"]:  # written before the first batch of an epoch
-        for scope in ("total", "current"):
-            epochs[scope] = dict.fromkeys(epochs[scope], epochs[scope]["started"])
-        batches["is_last_batch"] = False
-        batches["current"] = dict.fromkeys(batches["current"], 0)
-        return
-    if not batches["is_last_batch"] or batches["current"]["processed"] != batches["current"]["ready"]:
-        return
-    if (
-        batches["total"]["completed"] < batches["total"]["ready"]
-    ):  # written inside the last batch, before it was counted
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
     batches["is_last_batch"] = False
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["total"] = dict.fromkeys(batches["total"], batches["total"]["ready"])
     for scope in ("total", "current"):
-        epochs[scope] = dict.fromkeys(epochs[scope], epochs[scope]["ready"])
+        epochs[scope] = dict.fromkeys(epochs[scope], epochs[scope][after])
+
+
+def _continue_epoch(loop: dict[str, Any]) -> None:
+    """Sets the counts and the loader to after the last whole optimizer step of an epoch that goes on."""
+    states = loop["state_dict"].get("combined_loader", [])
+    if len(states) != 1 or not {"position", "per_step"} <= states[0].keys():
+        return
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    processed = batches["current"]["processed"]
+    position = processed - processed % states[0]["per_step"]
+    states[0]["position"] = position
+    total = batches["total"]["ready"] - batches["current"]["ready"] + position
+    batches["is_last_batch"] = False
+    batches["current"] = dict.fromkeys(batches["current"], position)
+    batches["total"] = dict.fromkeys(batches["total"], total)
+    for scope in ("total", "current"):
+        number = epochs[scope]["ready"]
+        epochs[scope] |= {"started": number, "processed": number - 1, "completed": number - 1}

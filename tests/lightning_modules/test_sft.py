@@ -139,3 +139,40 @@ def test_tokenizer_of_another_model_is_refused(tiny_folder: Path, tmp_path: Path
     data = SFTDataModule(Phantom("train", 4), PromptEncoder(str(tiny_folder)), global_batch_size=2)
     with pytest.raises(ConfigurationError, match="must be encoded with the tokenizer of the backbone"):
         trainer.fit(SFTModule(Backbone(str(tmp_path))), data)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"limit_train_batches": 1}, {"limit_train_batches": 0.5}, {"overfit_batches": 1.0}], ids=str
+)
+def test_part_of_an_epoch_is_refused(limit: dict[str, Any], tiny_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"before its planned optimizer steps; .*Subset with limit"):
+        fit(tiny_folder, Optimization(), max_steps=1, **limit)
+
+
+def test_a_fast_run_is_part_of_an_epoch(tiny_folder: Path) -> None:
+    assert fit(tiny_folder, Optimization(), fast_dev_run=True).global_step == 1
+
+
+def test_constant_rate_needs_no_number_of_steps(tiny_folder: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 3
+
+    endless: dict[str, Any] = {"max_epochs": -1, "callbacks": [Stop()]}
+    constant = Optimization(learning_rate=1e-3, schedule="constant", warmup_ratio=0.0)
+    trainer = fit(tiny_folder, constant, **endless)
+    assert trainer.global_step == 3
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-3
+    for schedule in (Optimization(), Optimization(schedule="constant"), Optimization(warmup_ratio=0.0)):
+        with pytest.raises(ConfigurationError, match="the schedule needs the number of optimizer steps"):
+            fit(tiny_folder, schedule, **endless)
+
+
+def fit(folder: Path, optimization: Optimization, **settings: Any) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, limit_val_batches=0, **settings,
+    )  # fmt: skip
+    data = SFTDataModule(Phantom("train", 4), PromptEncoder(str(folder), template="plain"), global_batch_size=2)
+    trainer.fit(SFTModule(Backbone(str(folder)), optimization), data)
+    return trainer
