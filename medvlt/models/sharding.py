@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parts of a policy are sharded together (FSDP2)."""
+"""Which parts of a policy are sharded together (FSDP2), and whether it is sharded."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLVisionBlock
 
 from medvlt.errors import ConfigurationError
@@ -40,3 +44,17 @@ def shard(policy: Policy, mesh: DeviceMesh | None) -> Policy:
             fully_shard(module, mesh=data_parallel)
     fully_shard(policy, mesh=data_parallel)
     return policy
+
+
+def sharded_by(policy: nn.Module) -> Literal["FSDP2", "DeepSpeed ZeRO-3", "FSDP1"] | None:
+    """Returns what has split the policy's parameters over the ranks; None if each rank has them whole."""
+    parameters = list(policy.parameters())
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        return "FSDP2"
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return "DeepSpeed ZeRO-3"
+    flat = any(getattr(parameter, "_is_flat_param", False) for parameter in parameters)
+    # with `use_orig_params`, Lightning's default, the parameters look like any others
+    if flat or any(getattr(module, "_is_fsdp_managed_module", False) for module in policy.modules()):
+        return "FSDP1"
+    return None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
 from medvlt.data.encoder import PromptEncoder
@@ -18,6 +17,7 @@ from medvlt.data.packing import EncodedPrompt
 from medvlt.errors import ConfigurationError, DataError, EngineError
 from medvlt.models import head
 from medvlt.models.policy import Policy
+from medvlt.models.sharding import sharded_by
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
 from medvlt.rollout.sampling import processed_logprobs, sample_tokens, uniforms
@@ -58,10 +58,12 @@ class TransformersEngine(RolloutEngine):
                 "TransformersEngine samples from the live policy and the module has none; use a module with a backbone "
                 "(SFTModule, GRPOModule), or an engine with weights of its own"
             )
-        if any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
+        sharding = sharded_by(policy)
+        if sharding is not None:
             raise ConfigurationError(
-                "TransformersEngine cannot decode on a sharded policy: ranks would have to take every step together. "
-                "Use the vLLM engine, or a strategy that keeps whole weights on each rank (auto, ddp)"
+                f"TransformersEngine cannot decode on a policy sharded by {sharding}: ranks would have to take every "
+                "step together. Use a strategy that keeps whole weights on each rank (auto, ddp, deepspeed_stage_2), "
+                "or the vLLM engine; beside that one, weights are sharded by ModelParallelStrategy"
             )
         self._encoder, self._policy = encoder, policy
 

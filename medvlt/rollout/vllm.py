@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import time
 import weakref
 from collections import Counter
@@ -22,9 +20,17 @@ from medvlt.errors import ConfigurationError, DataError, EngineError
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
-from medvlt.rollout.vllm_process import end_vllm, isolated
+from medvlt.rollout.vllm_process import end_vllm, free_cached_memory, isolated, release_frames
 from medvlt.rollout.vllm_requests import Request, build_request, rollout_group, vllm_inputs
-from medvlt.rollout.vllm_start import banning_processor, import_vllm, placement, read_config, start_error
+from medvlt.rollout.vllm_start import (
+    banning_processor,
+    computing_dtype,
+    import_vllm,
+    kv_cache_bytes,
+    placement,
+    read_config,
+    start_error,
+)
 from medvlt.rollout.weights import CheckedWeights, model_shapes
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
@@ -46,14 +52,17 @@ class VLLMEngine(RolloutEngine):
     Args:
         model: Folder or Hub name of the first weights; None for the encoder's model.
         revision: Branch, tag or commit of `model` on the Hub; of the encoder's model, its own is used.
-        dtype: Of the weights and the computation. "auto": float32 on a CPU; on a GPU the policy's type if it is a half
-            type, else bfloat16, in which float32 weights are trained there with bf16-mixed.
+        dtype: Of the weights and the computation. "auto": what the policy's forward computes in, which is autocast's
+            type if `start` is called under autocast (bf16-mixed), else that of the policy's weights; without a policy
+            float32 on a CPU and bfloat16 on a GPU.
         max_model_len: Longest prompt and completion together, in tokens; at most what the model allows. A prompt that
             leaves no room is refused, one that leaves less than was asked for gets shorter completions.
         max_images: Most pictures in a prompt; one with more is refused.
-        gpu_memory_utilization: Share of the GPU's memory that vLLM takes for weights and KV cache, in (0, 1].
-        kv_cache_gib: Size of the KV cache in GiB, in place of what that share leaves. None on a CPU: 1 GiB, or
-            VLLM_CPU_KVCACHE_SPACE.
+        gpu_memory_utilization: Share of the GPU's memory that vLLM takes for weights and KV cache, in (0, 1]. It comes
+            on top of what the trainer holds and must be free at every start. The optimizer's state appears only after
+            the first one, so keep the share below 1 - (weights, gradients and optimizer state of the trainer) / memory.
+        kv_cache_gib: Size of the KV cache in GiB, in place of what that share leaves; the share must be free all the
+            same. None on a CPU: 1 GiB, or VLLM_CPU_KVCACHE_SPACE; setting both is an error.
         tensor_parallel_size: Ranks that share one engine; they must be on one node.
         sleep_level: 1 moves the weights to the host and drops the KV cache in `sleep`, 0 keeps both. None: 1 on a GPU.
         enforce_eager: Run without CUDA graphs and torch.compile. None: on a CPU only.
@@ -134,7 +143,7 @@ class VLLMEngine(RolloutEngine):
 
         Args:
             encoder: Turns samples into prompts; also names the model.
-            policy: Decides the type of the weights where that is "auto".
+            policy: Decides, with autocast where it is on, the type of the weights if that is "auto".
 
         Raises:
             MissingExtraError: If vLLM is not installed.
@@ -156,10 +165,12 @@ class VLLMEngine(RolloutEngine):
         arguments = self._arguments(encoder, policy) | placed
         self._had_group = dist.is_initialized()
         VLLMEngine._running = weakref.ref(self)
+        free_cached_memory()
         try:
             with isolated(compile_allowed=not self._eager, variables=variables):
                 self._llm = vllm.LLM(**arguments)
         except Exception as error:
+            release_frames(error)
             self._end(None)
             raise start_error(error, arguments) from error
         self._encoder, self._broken, self._asleep = encoder, None, False
@@ -179,7 +190,7 @@ class VLLMEngine(RolloutEngine):
             EngineError: If the engine is closed, asleep or without good weights, or vLLM fails; the message names the
                 last request.
         """
-        llm, encoder = self._awake()
+        encoder = self._awake()
         if self._unloaded is not None:
             raise EngineError(f"the engine {self._unloaded}; call load_weights with all weights first")
         prepared: list[Request | RolloutGroup] = []
@@ -190,7 +201,7 @@ class VLLMEngine(RolloutEngine):
             except DataError as error:
                 prepared.append(refuse(sample, error, n=params.n, version=self.version, counts=self.refused))
         requests = [request for request in prepared if isinstance(request, Request)]
-        outputs = iter(zip(requests, self._sample(llm, encoder, requests, params), strict=True))
+        outputs = iter(zip(requests, self._sample(encoder, requests, params), strict=True))
         return [
             rollout_group(encoder, sample, *next(outputs), n=params.n, version=self.version)
             if isinstance(request, Request)
@@ -209,20 +220,19 @@ class VLLMEngine(RolloutEngine):
             EngineError: Naming the tensors, if some are missing, unknown, doubled or of another shape, or if the source
                 or vLLM fails. The engine then does not sample until a later call succeeds.
         """
-        llm, _ = self._awake()
-        stream = CheckedWeights(weights, self._expected, llm.model_config.dtype)
+        self._awake()
+        stream = CheckedWeights(weights, self._expected, self._llm.model_config.dtype)
         self._unloaded = "has only part of its weights, as loading them failed"
-        self._broken = "vLLM was interrupted while it loaded weights"
         try:
             with self._guarded("while it loaded weights"):
-                unwritten = llm.collective_rpc(_reload_weights, args=(stream,))[0]
-                reset = llm.reset_prefix_cache()
-                llm.llm_engine.reset_encoder_cache()
-                llm.reset_mm_cache()
+                unwritten = self._llm.collective_rpc(_reload_weights, args=(stream,))[0]
+                reset = self._llm.reset_prefix_cache()
+                self._llm.llm_engine.reset_encoder_cache()
+                self._llm.reset_mm_cache()
         except EngineError:
             stream.drain()
             raise
-        self._broken = None
+        stream.drain()  # vLLM may have stopped early
         problems = stream.problems()
         if unwritten and not problems:  # else it says the same again in vLLM's names
             problems.append(f"vLLM did not write {len(unwritten)} of its parameters: {', '.join(sorted(unwritten))}")
@@ -239,17 +249,19 @@ class VLLMEngine(RolloutEngine):
         """Gives memory back (on a GPU: weights to the host, KV cache away); nothing is sampled until `wake`."""
         if self._llm is None or self._asleep:
             return
-        llm, _ = self._awake()
+        self._awake()
         if self._sleeps:
             with self._guarded("while it fell asleep"):
-                llm.sleep(level=1)
+                self._llm.sleep(level=1)
         self._asleep = True
 
     def wake(self) -> None:
         """Takes the memory again."""
         if self._llm is None or not self._asleep:
             return
+        self._alive()
         if self._sleeps:
+            free_cached_memory()
             with self._guarded("while it woke up"):
                 self._llm.wake_up()
         self._asleep = False
@@ -267,28 +279,37 @@ class VLLMEngine(RolloutEngine):
             logger.warning("vLLM did not end cleanly: %s: %s", type(error).__name__, error)
         VLLMEngine._running = None
         del engine_core
-        gc.collect()
-        if self._on_gpu:
-            torch.cuda.empty_cache()
+        free_cached_memory()
 
-    def _awake(self) -> tuple[Any, PromptEncoder]:
-        """Returns the engine, if it can be used."""
+    def _alive(self) -> PromptEncoder:
+        """Returns the encoder, if the engine is started and whole.
+
+        `_llm` itself stays out of local variables: whoever keeps an error would keep the engine's memory with them.
+        """
         if self._llm is None or self._encoder is None:
             raise EngineError("the engine is not started, or was closed; call start(encoder, policy) first")
         if self._broken is not None:
             raise EngineError(f"the engine is dead: {self._broken}; close() it and start it again")
+        return self._encoder
+
+    def _awake(self) -> PromptEncoder:
+        """Returns the encoder, if the engine can be used."""
+        encoder = self._alive()
         if self._asleep:
             raise EngineError("the engine is asleep; call wake() first")
-        return self._llm, self._encoder
+        return encoder
 
     @contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
-        """Isolates a call of vLLM; if it fails, the engine is dead."""
+        """Isolates a call of vLLM; if it fails or is interrupted, the engine is dead."""
+        self._broken = f"vLLM was interrupted {doing}"  # a KeyboardInterrupt leaves requests that the next call answers
         try:
             with isolated(compile_allowed=not self._eager):
                 yield
+            self._broken = None
         except Exception as error:
             self._broken = f"vLLM failed {doing}: {type(error).__name__}: {error}"
+            release_frames(error)
             raise EngineError(f"{self._broken}; close() the engine and start it again") from error
 
     def _arguments(self, encoder: PromptEncoder, policy: Policy | None) -> dict[str, Any]:
@@ -297,15 +318,12 @@ class VLLMEngine(RolloutEngine):
         config = read_config(name, revision)
         self._expected = model_shapes(config)
         self._limit = min(self.max_model_len, config.text_config.max_position_embeddings)
-        kv_cache_gib = self.kv_cache_gib
-        if kv_cache_gib is None and not self._on_gpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-            kv_cache_gib = 1.0
         arguments: dict[str, Any] = {
             "model": name,
             "revision": revision,
             "tokenizer": encoder.model,
             "tokenizer_revision": encoder.revision,
-            "dtype": self._dtype(policy),
+            "dtype": computing_dtype(policy, on_gpu=self._on_gpu) if self.dtype == "auto" else self.dtype,
             "use_tqdm_on_load": False,
             "max_model_len": self._limit,
             "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
@@ -316,7 +334,7 @@ class VLLMEngine(RolloutEngine):
             "logprobs_mode": "processed_logprobs",
             "enforce_eager": self._eager,
             "gpu_memory_utilization": self.gpu_memory_utilization,
-            "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+            "kv_cache_memory_bytes": kv_cache_bytes(self.kv_cache_gib, on_gpu=self._on_gpu),
             "enable_sleep_mode": self._sleeps,
             "seed": 0,  # unused, as each request has its own
         }
@@ -327,15 +345,7 @@ class VLLMEngine(RolloutEngine):
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(self._limit, 8192)}
         return arguments
 
-    def _dtype(self, policy: Policy | None) -> str:
-        if self.dtype != "auto":
-            return self.dtype
-        if not self._on_gpu:
-            return "float32"
-        dtype = None if policy is None else policy.base.lm_head.weight.dtype
-        return "float16" if dtype == torch.float16 else "bfloat16"
-
-    def _sample(self, llm: Any, encoder: PromptEncoder, requests: list[Request], params: SamplingParams) -> list[Any]:
+    def _sample(self, encoder: PromptEncoder, requests: list[Request], params: SamplingParams) -> list[Any]:
         """Returns vLLM's output for each request of this rank; ranks that share an engine sample for all of them."""
         shares = self._shared((params, requests))
         if any(other != params for other, _ in shares):
@@ -345,7 +355,9 @@ class VLLMEngine(RolloutEngine):
             return []
         prompts, parameters = vllm_inputs(everyone, params, encoder.end_token_ids)
         with self._guarded(f"while it sampled {len(everyone)} prompts, the last of them question {everyone[-1].uid}"):
-            outputs = llm.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+            if len(outputs) != len(everyone):
+                raise RuntimeError(f"it answered {len(outputs)} prompts")
         rank = dist.get_rank() % self.tensor_parallel_size if dist.is_initialized() else 0
         before = sum(len(share) for _, share in shares[:rank])
         return list(outputs[before : before + len(requests)])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -73,6 +74,26 @@ def restored_environment(variables: Mapping[str, str]) -> Iterator[None]:
         for name in os.environ.keys() - before.keys() - kept.keys():
             del os.environ[name]
         os.environ.update(before | kept)
+
+
+def free_cached_memory() -> None:
+    """Gives back the blocks that torch keeps for tensors that are gone; vLLM allocates beside torch and never asks."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def release_frames(error: BaseException) -> None:
+    """Lets go of what the ended frames of an error and of its causes hold: vLLM's model, activations, KV cache.
+
+    Whoever keeps the error would keep them, and vLLM's allocator refuses a second engine beside them.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def end_vllm(engine_core: Any, *, keep_default_group: bool) -> None:

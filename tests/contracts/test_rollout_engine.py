@@ -66,7 +66,7 @@ def build(kind: str, model: Path | None = None) -> RolloutEngine:
     if kind == "vllm":
         pytest.importorskip("vllm", reason="vLLM is not installed", exc_type=ImportError)
         name = None if model is None else str(model)
-        return VLLMEngine(name, max_model_len=1024, max_images=2, max_num_seqs=32, kv_cache_gib=0.25)
+        return VLLMEngine(name, max_model_len=1024, max_images=2, max_num_seqs=32)
     return ScriptedEngine(texts) if kind == "scripted" else TransformersEngine(batch_size=5)
 
 
@@ -108,21 +108,22 @@ def changed(engine: RolloutEngine, policy: Policy, part: str = "", factor: float
         engine.load_weights(hub_weights(policy), version=6)
 
 
-def trainer_logprobs(encoder: PromptEncoder, policy: Policy, group: RolloutGroup, temperature: float) -> torch.Tensor:
-    """Log-probabilities of all completions from the packed forward, over the tokens that may be sampled."""
+def trainer_logits(encoder: PromptEncoder, policy: Policy, group: RolloutGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the packed forward over the tokens that may be sampled, and the tokens that were."""
     completions = [torch.tensor(c.token_ids) for c in group.completions]
     batch = pack([Group(encoder.encode(group.sample), completions, [1.0] * len(completions))])
     with torch.no_grad():
         logits = policy.hidden_states(batch) @ policy.base.lm_head.weight.T
-    logits[:, list(encoder.banned_token_ids)] = -torch.inf
-    logits[:, len(encoder.tokenizer) :] = -torch.inf
-    return (logits / temperature).log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
+    logits[:, [*encoder.banned_token_ids, *range(len(encoder.tokenizer), logits.shape[1])]] = -torch.inf
+    return logits, batch.targets[:, None]
 
 
 def assert_trainer_agrees(encoder: PromptEncoder, policy: Policy, groups: list[RolloutGroup], t: float = 1.0) -> None:
     for group in groups:
         ours = torch.tensor([x for c in group.completions for x in c.sampler_logprobs])
-        torch.testing.assert_close(ours, trainer_logprobs(encoder, policy, group, t), rtol=0, atol=1e-4)
+        logits, sampled = trainer_logits(encoder, policy, group)
+        expected = (logits / t).log_softmax(-1).gather(-1, sampled)[:, 0]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_is_a_rollout_engine(engine: RolloutEngine) -> None:
@@ -207,14 +208,10 @@ def test_logprobs_are_of_what_truncation_leaves(
         pytest.skip("a scripted engine has no distribution")
     params = SamplingParams(n=3, temperature=0.8, max_tokens=6, **truncation)
     for group in engine.generate(SAMPLES, params, keys=KEYS):
-        for completion in group.completions:
-            ids = torch.tensor(completion.token_ids)
-            batch = pack([Group(encoder.encode(group.sample), [ids], [1.0])])
-            with torch.no_grad():
-                logits = policy.hidden_states(batch) @ policy.base.lm_head.weight.T
-            logits[:, encoder.unsampled_token_ids(logits.shape[1])] = -torch.inf
-            expected = processed_logprobs(logits, params).gather(-1, ids[:, None])[:, 0]
-            torch.testing.assert_close(torch.tensor(completion.sampler_logprobs), expected, rtol=0, atol=1e-4)
+        ours = torch.tensor([x for c in group.completions for x in c.sampler_logprobs])
+        logits, sampled = trainer_logits(encoder, policy, group)
+        expected = processed_logprobs(logits, params).gather(-1, sampled)[:, 0]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_control_tokens_and_padding_are_never_sampled(
@@ -287,7 +284,7 @@ def test_an_updated_engine_equals_a_fresh_one(
         policy.base.save_pretrained(folder)
         engine.close()
         fresh = build(request.node.callspec.params["engine"], folder)
-        fresh.start(encoder, policy)
+        fresh.start(encoder, Policy(load_backbone(Backbone(str(folder)))))
         started = [fresh.generate(questions, params, keys=keys) for params in (GREEDY, SAMPLING)]
         fresh.close()
         engine.start(encoder, policy)

@@ -114,7 +114,9 @@ def ranks(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (port, tiny_folder, output), nprocs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)  # kv_cache_gib is set
+        torch.multiprocessing.spawn(work, (port, tiny_folder, output), nprocs=2)
     return [torch.load(output / f"{rank}.pt") for rank in range(2)]
 
 

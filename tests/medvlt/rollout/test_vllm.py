@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,14 +26,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.images import ImageLimits
 from medvlt.data.packing import Group, pack
-from medvlt.errors import ConfigurationError, EngineError, MissingExtraError
+from medvlt.errors import ConfigurationError, EngineError
 from medvlt.models.loading import Backbone, LoRA, load_backbone
 from medvlt.models.policy import Policy
 from medvlt.rollout import vllm as engine_module
 from medvlt.rollout.vllm import VLLMEngine
-from medvlt.rollout.vllm_process import restored_environment
 from medvlt.rollout.vllm_requests import Request, build_request, rollout_group
-from medvlt.rollout.vllm_start import import_vllm, placement, start_error
+from medvlt.rollout.vllm_start import NOISY_LOGGER
 from medvlt.rollout.weights import hub_weights
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
@@ -59,6 +60,13 @@ def keys(samples: list[Sample], seed: int = 0) -> list[RolloutKey]:
 BOTH = [question("text"), question("pictures", picture(1, 56, 84), picture(2, 84, 56), text="Which of the two? " * 8)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_cache_size_of_the_user() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def encoder(tiny_folder: Path) -> PromptEncoder:
     return PromptEncoder(str(tiny_folder), template="plain", images=LIMITS)
@@ -84,7 +92,7 @@ def state_of_the_process() -> dict[str, Any]:
 def engine(encoder: PromptEncoder, policy: Policy) -> Iterator[VLLMEngine]:
     """Started where RolloutCallback starts it: in inference mode and under autocast."""
     pytest.importorskip("vllm", reason="vLLM is not installed", exc_type=ImportError)
-    built = VLLMEngine(**SMALL)
+    built = VLLMEngine(dtype="float32", **SMALL)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         before = state_of_the_process()
         built.start(encoder, policy)
@@ -129,71 +137,6 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
         VLLMEngine(**settings)
 
 
-@pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0"])
-def test_other_releases_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__=version))
-    with pytest.raises(ConfigurationError, match=rf"expected vLLM 0.26 to 0.32, found {version}; install 0.32.0"):
-        import_vllm()
-
-
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name=name)
-
-    monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(MissingExtraError, match=r"medvlt\[vllm(-cpu)?\]"):
-        import_vllm()
-
-
-def test_the_user_s_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.32.0+cpu"))
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
-    monkeypatch.delenv("VLLM_NO_USAGE_STATS", raising=False)
-    import_vllm()
-    assert (os.environ["VLLM_LOGGING_LEVEL"], os.environ["VLLM_NO_USAGE_STATS"]) == ("DEBUG", "1")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    with pytest.raises(ConfigurationError, match="unset it or set it to 0"):
-        import_vllm()
-
-
-def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "7")
-    monkeypatch.delenv("LD_PRELOAD", raising=False)
-    monkeypatch.delenv("VLLM_TEST", raising=False)
-    with restored_environment({"RANK": "0"}):
-        assert os.environ["RANK"] == "0"
-        os.environ.update(LD_PRELOAD="x", VLLM_TEST="1")
-        del os.environ["PATH"]
-    assert os.environ["RANK"] == "7"
-    assert "LD_PRELOAD" not in os.environ
-    assert os.environ.pop("VLLM_TEST") == "1"
-    assert os.environ["PATH"]
-
-
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [
-        ("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "too little memory"),
-        ("Free memory on device cuda:0 (3/80 GiB) is less than desired GPU memory utilization", "too little memory"),
-        ("To serve at least one request (1.2 GiB KV cache is needed), larger than the available", "too little memory"),
-        ("Invalid repository ID or local directory specified: '/nowhere'", "cannot load '/nowhere'"),
-    ],
-)
-def test_errors_of_the_start_say_what_to_change(message: str, kind: str) -> None:
-    names = ("model", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len", "limit_mm_per_prompt")
-    arguments = dict.fromkeys(names, "/nowhere")
-    error = start_error(ValueError(message), arguments)
-    assert isinstance(error, ConfigurationError)
-    assert kind in str(error)
-    assert message in str(error)
-    assert isinstance(start_error(RuntimeError("CUDA error"), arguments), EngineError)
-
-
-def test_tensor_parallel_needs_ranks() -> None:
-    with pytest.raises(ConfigurationError, match=r"the trainer has 1; set trainer\.devices"):
-        placement(2)
-
-
 def arguments_of_a_start(
     engine: VLLMEngine, encoder: PromptEncoder, policy: Policy | None, monkeypatch: pytest.MonkeyPatch, *, gpu: bool
 ) -> dict[str, Any]:
@@ -207,7 +150,6 @@ def arguments_of_a_start(
     monkeypatch.setattr(engine_module, "import_vllm", lambda: SimpleNamespace(LLM=record, __version__="0.32.0"))
     monkeypatch.setattr(engine_module, "isolated", lambda **_: nullcontext())
     monkeypatch.setattr(engine_module, "banning_processor", tuple)
-    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     engine.start(encoder, policy)
     monkeypatch.undo()
     VLLMEngine._running = None
@@ -219,13 +161,21 @@ def test_cpu_and_gpu_differ_in_defaults_only(
 ) -> None:
     cpu, gpu = (arguments_of_a_start(VLLMEngine(), encoder, policy, monkeypatch, gpu=gpu) for gpu in (False, True))
     assert {name: (cpu.get(name), gpu.get(name)) for name in cpu | gpu if cpu.get(name) != gpu.get(name)} == {
-        "dtype": ("float32", "bfloat16"),
         "enforce_eager": (True, False),
         "enable_sleep_mode": (False, True),
         "kv_cache_memory_bytes": (2**30, None),
         "enable_chunked_prefill": (False, None),
         "max_num_batched_tokens": (8192, None),
     }
+    with torch.autocast("cpu", torch.bfloat16):  # what bf16-mixed computes in
+        mixed = arguments_of_a_start(VLLMEngine(), encoder, policy, monkeypatch, gpu=False)
+        fixed = arguments_of_a_start(VLLMEngine(dtype="float32"), encoder, policy, monkeypatch, gpu=False)
+    assert [arguments["dtype"] for arguments in (cpu, gpu, mixed, fixed)] == [
+        "float32",
+        "float32",
+        "bfloat16",
+        "float32",
+    ]
     same = {"dtype": "float16", "enforce_eager": True, "sleep_level": 0, "kv_cache_gib": 2.0, "max_num_seqs": 5}
     cpu, gpu = (arguments_of_a_start(VLLMEngine(**same), encoder, None, monkeypatch, gpu=gpu) for gpu in (False, True))
     assert {name for name in cpu | gpu if cpu.get(name) != gpu.get(name)} == {
@@ -290,7 +240,9 @@ class TestStarted:
         assert "max_model_len=512" in caplog.text
         assert "max_images=3" in caplog.text
         assert all(len(c.token_ids) <= 512 - used for c in groups[1].completions)
-        assert all(c.finish_reason == "length" for c in groups[1].completions if len(c.token_ids) == 512 - used)
+        for completion in groups[1].completions:
+            ended = completion.token_ids[-1] in encoder.end_token_ids
+            assert completion.finish_reason == ("stop" if ended else "length")
 
     def test_every_parameter_matters(self, engine: VLLMEngine, policy: Policy) -> None:
         """Each tensor alone, changed and sent, changes the log-probabilities: all of them are used and replaced."""
@@ -334,14 +286,17 @@ class TestStarted:
                 assert state_of_the_process() == before
             assert_trainer_agrees(encoder, policy, groups)
 
-    def test_pictures_are_forgotten_with_the_weights(
-        self, engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    def test_layers_that_get_no_tensors_are_no_news(
+        self, engine: VLLMEngine, policy: Policy, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A matter of memory: processed pictures do not change with the weights, so no output depends on it."""
-        calls: list[str] = []
-        monkeypatch.setattr(engine._llm, "reset_mm_cache", lambda: calls.append("pictures"))
-        engine.load_weights(hub_weights(policy), version=1)
-        assert calls == ["pictures"]
+        logger = logging.getLogger(NOISY_LOGGER)
+        logger.addHandler(caplog.handler)
+        try:
+            with caplog.at_level(logging.WARNING, NOISY_LOGGER):
+                engine.load_weights(hub_weights(policy), version=1)
+        finally:
+            logger.removeHandler(caplog.handler)
+        assert [record.getMessage() for record in caplog.records if record.name == NOISY_LOGGER] == []
 
     def test_a_sleeping_engine_says_so(self, engine: VLLMEngine, policy: Policy) -> None:
         engine.sleep()
@@ -364,8 +319,10 @@ class TestStarted:
         def fail(*_: Any, **__: Any) -> None:
             raise RuntimeError("the GPU fell off the bus")
 
-        monkeypatch.setattr(engine._llm, "generate", fail)
-        with pytest.raises(EngineError, match=r"the last of them question pictures: RuntimeError: the GPU fell off"):
+        model = engine._llm.collective_rpc(lambda worker: weakref.ref(worker.model_runner.get_model()))[0]
+        monkeypatch.setattr(model(), "forward", fail)
+        message = r"the last of them question pictures: RuntimeError: the GPU fell off"
+        with pytest.raises(EngineError, match=message) as raised:
             engine.generate(BOTH, GREEDY, keys=keys(BOTH))
         monkeypatch.undo()
         with pytest.raises(EngineError, match=r"dead: vLLM failed .* fell off the bus; close"):
@@ -374,6 +331,8 @@ class TestStarted:
             engine.load_weights(hub_weights(policy), version=1)
         other = replace(encoder, images=ImageLimits())
         engine.start(other, policy)  # starts again, with other limits
+        assert model() is None  # whoever keeps the error does not keep the first engine
+        assert "fell off" in str(raised.value)
         sample = question("large", picture(1, 300, 300))
         groups = engine.generate([sample], GREEDY, keys=keys([sample]))
         assert list(groups[0].prompt_token_ids) == other.encode(sample).token_ids.tolist()

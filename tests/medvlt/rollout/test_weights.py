@@ -7,13 +7,19 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from medvlt.data.encoder import PromptEncoder
 from medvlt.errors import ConfigurationError
 from medvlt.models.loading import Backbone, LoRA, load_backbone
 from medvlt.models.policy import Policy
+from medvlt.models.sharding import shard
+from medvlt.rollout.transformers import TransformersEngine
 from medvlt.rollout.weights import CheckedWeights, hub_weights, model_shapes
 
 
@@ -121,6 +127,47 @@ def test_other_adapters_are_refused(tiny_folder: Path) -> None:
         dict(hub_weights(Policy(model)))
 
 
+def split_by(kind: str, policy: Policy) -> None:
+    """Does to the policy what Lightning's strategies do: its parent is wrapped, it does not see the wrapper."""
+    if kind == "DeepSpeed ZeRO-3":
+        for number, parameter in enumerate(policy.parameters()):
+            parameter.ds_id = number
+    elif kind == "FSDP2":
+        shard(policy, init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
+    elif kind.startswith("FSDP1"):
+        FullyShardedDataParallel(
+            torch.nn.Sequential(policy), device_id=torch.device("cpu"), use_orig_params="original" in kind
+        )
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:FSDP is switching")
+@pytest.mark.parametrize("kind", ["whole", "FSDP2", "FSDP1", "FSDP1, original parameters", "DeepSpeed ZeRO-3"])
+def test_policies_that_cannot_be_made_whole_are_refused(kind: str, tiny_folder: Path, one_rank: None) -> None:
+    policy = Policy(load_backbone(Backbone(str(tiny_folder))))
+    encoder = PromptEncoder(str(tiny_folder), template="plain")
+    split_by(kind, policy)
+    name = kind.partition(",")[0]
+    if kind == "whole":
+        TransformersEngine().start(encoder, policy)
+    else:
+        with pytest.raises(ConfigurationError, match=f"a policy sharded by {name}: .*auto, ddp.*vLLM engine"):
+            TransformersEngine().start(encoder, policy)
+    if kind in ("whole", "FSDP2"):
+        assert {name: weight.shape for name, weight in hub_weights(policy)} == {
+            name: weight.shape for name, weight in plain_weights(tiny_folder).items()
+        }
+    else:
+        with pytest.raises(ConfigurationError, match=f"the policy is sharded by {name}, .*use ModelParallelStrategy"):
+            hub_weights(policy)  # before anything is read: an engine takes errors of its source for its own
+
+
 def stream(*names: str) -> Iterator[tuple[str, Tensor]]:
     for name in names:
         if name == "error":
@@ -144,4 +191,20 @@ def test_a_stream_is_checked_and_never_breaks_off(names: list[str], passed: list
     received = list(checked)
     assert [name for name, _ in received] == passed
     assert {weight.dtype for _, weight in received} == {torch.bfloat16}
+    assert checked.problems() == problems
+
+
+@pytest.mark.parametrize(
+    ("names", "problems"),
+    [
+        (["a", "b", "c"], ["1 unknown: c"]),  # what the receiver left is not missing
+        (["a", "error"], ["the source failed: OSError: the disk is full", "1 missing: b"]),
+    ],
+)
+def test_what_the_receiver_leaves_is_read_and_checked(names: list[str], problems: list[str]) -> None:
+    source = stream(*names)
+    checked = CheckedWeights(source, {"a": torch.Size([2]), "b": torch.Size([2])}, torch.float32)
+    next(iter(checked))
+    checked.drain()
+    assert list(source) == []
     assert checked.problems() == problems
