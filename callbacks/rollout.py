@@ -352,11 +352,15 @@ class RolloutCallback(Callback):
                 "RolloutCallback needs the prompt encoder of a data module: pass `datamodule=` (BenchmarkDataModule, "
                 "SFTDataModule, PromptDataModule) to the Trainer"
             )
-        with trainer.precision_plugin.forward_context():  # an engine may compute in the type of the forward
-            self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
+
+        def start() -> None:
+            with trainer.precision_plugin.forward_context():  # an engine may compute in the type of the forward
+                self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
+            self.engine.wake()
+
+        together(start)  # before any rank begins to gather weights
         if trainer.world_size == 1:  # vLLM has a process group of one, which Lightning takes for a distributed run
             warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
-        self.engine.wake()
         if isinstance(policy, Policy):
             version = trainer.global_step if trainer.state.fn == "fit" else self._loaded_step
             self.engine.load_weights(hub_weights(policy), version=version)
