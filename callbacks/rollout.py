@@ -58,7 +58,7 @@ class RolloutCallback(Callback):
     `resampling/discarded_all_right`, `resampling/discarded_all_wrong`, `resampling/discarded_other`, in groups.
 
     Args:
-        engine: What samples; None for `TransformersEngine`, the live policy itself.
+        engine: What samples; None for `default_engine`, here `TransformersEngine`, the live policy itself.
         sampling: How completions are drawn in evaluation; the default is greedy, one completion, 4,096 tokens, as in
             the reference.
         group_sampling: How groups are drawn in training; the default is 8 completions at temperature 1 of at most
@@ -68,6 +68,8 @@ class RolloutCallback(Callback):
             groups whose rewards are all equal by groups for further prompts. 0 keeps them.
         parity: Comparison of engine and trainer; None leaves it out.
     """
+
+    default_engine: type[RolloutEngine] = TransformersEngine
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class RolloutCallback(Callback):
     ) -> None:
         if resampling_rounds < 0:
             raise ConfigurationError(f"resampling_rounds must be 0 (keep all groups) or above, got {resampling_rounds}")
-        self.engine: RolloutEngine = engine or TransformersEngine()
+        self.engine: RolloutEngine = engine or self.default_engine()
         self.sampling = sampling or SamplingParams(n=1, temperature=0.0)
         self.group_sampling = group_sampling or SamplingParams(n=8, temperature=1.0)
         self.seed = seed
@@ -247,7 +249,7 @@ class RolloutCallback(Callback):
         while self._rounds < self.resampling_rounds:
             dull = [place for place, group in enumerate(groups) if not group.has_variance]
             seen = [group.index for group in (*groups, *self._discarded)]
-            if not dull or len(dull) > data.usable_count - len(seen):
+            if not dull or len(dull) > len(data.train_samples) - len(seen):
                 break  # nothing to replace, or nothing to replace it with; what stays teaches nothing and does no harm
             further = self._score(trainer, pl_module, data.take_prompts(len(dull), excluding=seen))
             for place, group in zip(dull, further, strict=True):
@@ -392,27 +394,9 @@ class RolloutCallback(Callback):
 
 
 class VLLMRolloutCallback(RolloutCallback):
-    """`RolloutCallback` with vLLM in this process, on the devices of the trainer.
+    """`RolloutCallback` whose engine, if none is given, is vLLM in this process, on the devices of the trainer."""
 
-    Args:
-        engine: What samples; None for `VLLMEngine` with its defaults.
-        sampling: See `RolloutCallback`, as for all that follow.
-        group_sampling: How groups are drawn in training.
-        seed: Of the sampling.
-        resampling_rounds: Most rounds of dynamic sampling in an iteration.
-        parity: Comparison of engine and trainer.
-    """
-
-    def __init__(
-        self,
-        engine: RolloutEngine | None = None,
-        sampling: SamplingParams | None = None,
-        group_sampling: SamplingParams | None = None,
-        seed: int = 42,
-        resampling_rounds: int = 0,
-        parity: ParityGate | None = ParityGate(),  # noqa: B008 - frozen
-    ) -> None:
-        super().__init__(engine or VLLMEngine(), sampling, group_sampling, seed, resampling_rounds, parity)
+    default_engine = VLLMEngine
 
 
 def trained_prompts(trainer: Trainer) -> Any:

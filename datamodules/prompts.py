@@ -186,11 +186,6 @@ class PromptDataModule(BenchmarkDataModule):
         """Moves the cursor past the prompts of the iteration, whose rollouts are complete and in the buffer."""
         self.cursor = self._ahead
 
-    @property
-    def usable_count(self) -> int:
-        """Number of usable questions; known after `setup("fit")`."""
-        return len(self._indices)
-
     def train_dataloader(self) -> DataLoader[RolloutBatch]:
         """A loader over the buffer that can be resumed at any micro-batch."""
         trainer = self.trainer

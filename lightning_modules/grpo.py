@@ -26,7 +26,7 @@ from medvlt.models.reference import ReferencePolicy
 from medvlt.rewards.base import AccuracyReward, Reward, SoftOverlong
 from medvlt.rewards.combine import OnRewardError, Rewards
 from medvlt.rewards.grade import GradePolicy
-from medvlt.rollout.buffer import RolloutBuffer
+from medvlt.rollout.buffer import NO_ROLLOUTS, RolloutBuffer
 from medvlt.rollout.iteration import Iteration, ScoredGroup
 from medvlt.types import RolloutGroup, SamplingParams
 
@@ -150,7 +150,6 @@ class GRPOModule(PolicyModule):
                 "part of the vocabulary, and model.correction would take what was cut off for a mismatch; set top_p: "
                 "1.0 and top_k: 0, or correction: null"
             )
-
         for name, reward in self.rewards.rewards.items():
             if isinstance(reward, SoftOverlong) and reward.max_tokens != sampling.max_tokens:
                 raise ConfigurationError(
@@ -163,7 +162,7 @@ class GRPOModule(PolicyModule):
         super().configure_model()
         if self.kl_coef and self._reference is None and self.trainer.training:
             self._reference = ReferencePolicy(
-                self._loaded_policy(), self.backbone, mesh=self.device_mesh, on_cpu=self.reference_on_cpu
+                self.loaded_policy(), self.backbone, mesh=self.device_mesh, on_cpu=self.reference_on_cpu
             )
 
     def score(self, groups: Sequence[tuple[int, RolloutGroup]]) -> list[ScoredGroup]:
@@ -198,15 +197,12 @@ class GRPOModule(PolicyModule):
         super().on_train_epoch_start()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.rollouts is None:
-            raise MissingRolloutError(
-                "there are no rollouts to train on: add callbacks.RolloutCallback or callbacks.VLLMRolloutCallback to "
-                "trainer.callbacks (in YAML: `- class_path: VLLMRolloutCallback`)"
-            )
+            raise MissingRolloutError(NO_ROLLOUTS)
         buffer: RolloutBuffer = data.buffer
         buffer.fill(self.form_advantages(data.rollouts, keep_all=data.loss_reduction == "micro_batch"))
         data.rollouts = None
         if buffer.steps > 1:
-            buffer.add_logprobs(old=self._logprobs(self._loaded_policy(), buffer))
+            buffer.add_logprobs(old=self._logprobs(self.loaded_policy(), buffer))
         if self._reference is not None:
             with self._reference.active(self.device) as reference:
                 buffer.add_logprobs(ref=self._logprobs(reference, buffer))
@@ -234,7 +230,7 @@ class GRPOModule(PolicyModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Returns the loss of one micro-batch: its share of the loss of the optimizer step."""
         packed, lengths = batch.packed, batch.packed.completion_lengths
-        logprobs = self._forward(self._loaded_policy(), batch)
+        logprobs = self._forward(self.loaded_policy(), batch)
         old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         result = self.policy_loss(logprobs, old, batch.advantages, lengths)
         losses = result.losses
@@ -261,11 +257,6 @@ class GRPOModule(PolicyModule):
             errors = {f"train/rewards/{name}/errors": float(count) for name, count in self.rewards.errors.items()}
             self.log_dict(errors, sync_dist=True, reduce_fx="sum")
             self.rewards.errors = dict.fromkeys(self.rewards.errors, 0)
-
-    def _loaded_policy(self) -> Policy:
-        if self.policy is None:
-            raise MissingRolloutError("the policy is not loaded; run the module through a Trainer")
-        return self.policy
 
     def _forward(self, policy: Policy, batch: RolloutBatch) -> Tensor:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -295,7 +286,7 @@ class GRPOModule(PolicyModule):
 
     def _log_step(self, loss: Tensor, batch_idx: int) -> None:
         self._step_loss = loss.detach() if self._step_loss is None else self._step_loss + loss.detach()
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+        if self.ends_step(batch_idx):
             self.log("train/loss", self._step_loss, prog_bar=True, sync_dist=True, reduce_fx="sum", batch_size=1)
             statistics = self._statistics[0]
             values = {f"train/{name}": value for name, value in statistics.compute().items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_modules.resume import begin_at_step
 from lightning_modules.rollout import RolloutModule
-from medvlt.errors import ConfigurationError
+from medvlt.errors import ConfigurationError, MissingRolloutError
 from medvlt.models.export import backbone_record
 from medvlt.models.loading import Backbone, load_backbone
 from medvlt.models.optimization import Optimization, build_optimizer
@@ -88,6 +88,20 @@ class PolicyModule(RolloutModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes training go on where an optimizer step begins, whenever the checkpoint was written."""
         begin_at_step(checkpoint)
+
+    def loaded_policy(self) -> Policy:
+        """Returns the policy.
+
+        Raises:
+            MissingRolloutError: If no Trainer has loaded it yet.
+        """
+        if self.policy is None:
+            raise MissingRolloutError("the policy is not loaded; run the module through a Trainer")
+        return self.policy
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Returns whether the optimizer steps after this micro-batch."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Undoes the two means that surround a training step, so that a step adds up micro-batches and ranks.

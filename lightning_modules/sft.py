@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_modules.policy import PolicyModule
 from medvlt.data.packing import PackedBatch
-from medvlt.errors import MissingRolloutError
 from medvlt.losses.sft import sft_loss
 from medvlt.models.loading import Backbone
 from medvlt.models.optimization import Optimization
@@ -39,16 +38,14 @@ class SFTModule(PolicyModule):
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Returns the loss of one micro-batch: its share of the loss of the optimizer step."""
-        if self.policy is None:
-            raise MissingRolloutError("the policy is not loaded; run the module through a Trainer")
-        loss = sft_loss(self.policy(batch), batch.weights)
+        loss = sft_loss(self.loaded_policy()(batch), batch.weights)
         self._log_step(loss, batch, batch_idx)
         return self.scale_loss(loss)
 
     def _log_step(self, loss: Tensor, batch: PackedBatch, batch_idx: int) -> None:
         sums = torch.stack([loss.detach(), (batch.weights > 0).sum()])
         self._step_sums = sums if self._step_sums is None else self._step_sums + sums
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+        if self.ends_step(batch_idx):
             total, tokens = self._step_sums
             self.log("train/loss", total, prog_bar=True, sync_dist=True, reduce_fx="sum", batch_size=1)
             self.log("train/target_tokens", tokens, sync_dist=True, reduce_fx="sum", batch_size=1)

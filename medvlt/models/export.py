@@ -17,12 +17,12 @@ from huggingface_hub import snapshot_download
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
 
 from medvlt import __version__
 from medvlt.data.files import replacing
 from medvlt.errors import ConfigurationError, DataError
-from medvlt.models.loading import Backbone, LoRA, prepare_backbone
+from medvlt.models.loading import Backbone, LoRA, model_not_found, prepare_backbone, read_config
 from medvlt.models.policy import Policy
 from medvlt.rollout.weights import hub_weights
 
@@ -174,22 +174,17 @@ def read_base(name: str, revision: str | None = None) -> tuple[Path, PreTrainedC
     Raises:
         ConfigurationError: If it is not there, is not a Qwen2.5-VL, or lacks its tokenizer or picture settings.
     """
-    folder = Path(name)
-    try:
-        if not folder.is_dir():
+    folder, called, remedy = Path(name), f"the base {name!r}", "say with --base where it is"
+    if not folder.is_dir():
+        try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=["config.json", *COPIED_FILES]))
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"the base {name!r} is neither a model folder here nor a model that can be fetched from the Hugging Face "
-            f"Hub; say with --base where it is. ({error})"
-        ) from error
-    if config.model_type != "qwen2_5_vl":
-        raise ConfigurationError(f"the base {name!r} is a {config.model_type!r} model; expected 'qwen2_5_vl'")
+        except (OSError, ValueError) as error:
+            raise model_not_found(called, remedy, error) from error
+    config = read_config(str(folder), None, called=called, remedy=remedy)
     for needed in (["tokenizer_config.json"], ["preprocessor_config.json", "processor_config.json"]):
         if not any((folder / file).is_file() for file in needed):
             raise ConfigurationError(
-                f"the base {name!r} has no {' or '.join(needed)}, without which no prompt can be encoded; name a "
+                f"{called} has no {' or '.join(needed)}, without which no prompt can be encoded; name a "
                 "complete model with --base"
             )
     return folder, config

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from medvlt.errors import ConfigurationError
 
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 Component: TypeAlias = Literal["vision", "projector", "language"]
 """The vision tower, the projector that merges its patches into language tokens, the language model with its head."""
+
+CHECK_NAME = "give a folder with config.json, check the name, the network and your access"
+"""What to do about a model that cannot be found."""
 
 LORA_LAYERS: dict[Component, str] = {
     "vision": r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate_proj|up_proj|down_proj))",
@@ -87,18 +90,7 @@ def load_pretrained(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration:
     Raises:
         ConfigurationError: If the model cannot be found, is not a Qwen2.5-VL, or lacks weights.
     """
-    try:
-        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"backbone.name={settings.name!r} is neither a model folder here nor a model that can be fetched from the "
-            f"Hugging Face Hub. Give a folder with config.json, check the name, the network and your access. ({error})"
-        ) from error
-    if config.model_type != "qwen2_5_vl":
-        raise ConfigurationError(
-            f"backbone.name={settings.name!r} is a {config.model_type!r} model; expected 'qwen2_5_vl' (Qwen2.5-VL 3B, "
-            "7B, 32B or 72B, or a model exported from one)"
-        )
+    read_config(settings.name, settings.revision, called=f"backbone.name={settings.name!r}")
     try:
         model: Qwen2_5_VLForConditionalGeneration
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -122,6 +114,38 @@ def load_pretrained(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration:
             f"of another shape and would be random, such as {', '.join(missing[:3])}. Use a complete checkpoint."
         )
     return model
+
+
+def read_config(name: str, revision: str | None, *, called: str, remedy: str = CHECK_NAME) -> Qwen2_5_VLConfig:
+    """Returns the configuration of a Qwen2.5-VL.
+
+    Args:
+        name: Folder or Hub name.
+        revision: Branch, tag or commit on the Hub.
+        called: What a message calls the model.
+        remedy: What to do if it is not there.
+
+    Raises:
+        ConfigurationError: If it cannot be found, or is another kind of model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise model_not_found(called, remedy, error) from error
+    if config.model_type != "qwen2_5_vl":
+        raise ConfigurationError(
+            f"{called} is a {config.model_type!r} model; expected 'qwen2_5_vl' (Qwen2.5-VL 3B, 7B, 32B or 72B, or a "
+            "model exported from one)"
+        )
+    return config
+
+
+def model_not_found(called: str, remedy: str, error: Exception) -> ConfigurationError:
+    """Returns what to raise where a model is neither a folder nor on the Hub; see `read_config`."""
+    return ConfigurationError(
+        f"{called} is neither a model folder here nor a model that can be fetched from the Hugging Face Hub; {remedy}. "
+        f"({error})"
+    )
 
 
 def prepare_backbone(

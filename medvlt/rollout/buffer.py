@@ -18,6 +18,12 @@ from medvlt.losses.reduce import LossReduction, completion_weights
 from medvlt.rollout.iteration import Iteration
 from medvlt.rollout.updates import UpdatePlan, plan_updates
 
+NO_ROLLOUTS = (
+    "there are no rollouts to train on: add callbacks.RolloutCallback or callbacks.VLLMRolloutCallback to "
+    "trainer.callbacks (in YAML: `- class_path: VLLMRolloutCallback`)"
+)
+"""What to tell a user whose run has no callback that samples."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -48,11 +54,13 @@ class RolloutBuffer(Dataset[RolloutBatch]):
         self.encoder, self.steps, self.share, self.reduction = encoder, steps, share, reduction
         self.iteration: Iteration | None = None
         self._plan: UpdatePlan | None = None
+        self._lengths: list[list[int]] = []  # of `trained_lengths`, for the whole iteration
         self._prompts: dict[int, EncodedPrompt] = {}
 
     def fill(self, iteration: Iteration) -> None:
         """Takes an iteration whose advantages are known and plans its optimizer steps."""
         self.iteration = iteration
+        self._lengths = trained_lengths(iteration)
         self._plan = plan(
             iteration,
             steps=self.steps,
@@ -92,7 +100,7 @@ class RolloutBuffer(Dataset[RolloutBatch]):
         step, members = self.members(number)
         if not members:
             return self._stand_in(iteration)
-        lengths = trained_lengths(iteration)
+        lengths = self._lengths
         flat = [length for group in members for length in lengths[group] if length]
         weights = iter(
             completion_weights(
@@ -109,10 +117,7 @@ class RolloutBuffer(Dataset[RolloutBatch]):
 
     def _filled(self) -> tuple[Iteration, UpdatePlan]:
         if self.iteration is None or self._plan is None:
-            raise MissingRolloutError(
-                "there are no rollouts to train on: add callbacks.RolloutCallback or callbacks.VLLMRolloutCallback to "
-                "trainer.callbacks (in YAML: `- class_path: VLLMRolloutCallback`)"
-            )
+            raise MissingRolloutError(NO_ROLLOUTS)
         return self.iteration, self._plan
 
     def _stand_in(self, iteration: Iteration) -> RolloutBatch:

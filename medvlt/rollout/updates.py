@@ -50,8 +50,7 @@ def plan_updates(
     """
     planned: list[tuple[tuple[int, ...], ...]] = []
     totals: list[StepTotals] = []
-    for step in range(steps):
-        members = even_cuts(len(sizes), steps)[step]
+    for members in even_cuts(len(sizes), steps):
         chosen = [number for number in members if used[number]]
         filled = min(micro_batches, len(chosen))
         bins = even_cuts(len(chosen), filled)

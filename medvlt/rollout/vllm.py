@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.errors import ConfigurationError, DataError, EngineError
+from medvlt.models.loading import read_config
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
@@ -28,7 +29,6 @@ from medvlt.rollout.vllm_start import (
     import_vllm,
     kv_cache_bytes,
     placement,
-    read_config,
     start_error,
 )
 from medvlt.rollout.weights import CheckedWeights, model_shapes
@@ -315,7 +315,7 @@ class VLLMEngine(RolloutEngine):
     def _arguments(self, encoder: PromptEncoder, policy: Policy | None) -> dict[str, Any]:
         """Returns the arguments of `vllm.LLM`, and keeps what later calls need of the model."""
         name, revision = (encoder.model, encoder.revision) if self.model is None else (self.model, self.revision)
-        config = read_config(name, revision)
+        config = read_config(name, revision, called=f"the engine's model {name!r}")
         self._expected = model_shapes(config)
         self._limit = min(self.max_model_len, config.text_config.max_position_embeddings)
         arguments: dict[str, Any] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM is started with apart from the settings: release, environment, ranks, model, banned tokens."""
+"""What vLLM is started with apart from the settings: release, environment, ranks, banned tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, Qwen2_5_VLConfig
 
 from medvlt.doctor import release
 from medvlt.errors import ConfigurationError, EngineError
@@ -92,24 +91,6 @@ def start_error(error: Exception, arguments: Mapping[str, Any]) -> Configuration
     if isinstance(error, OSError | ValueError):
         return ConfigurationError(f"vLLM cannot load {arguments['model']!r} with these settings: {text}")
     return EngineError(f"vLLM did not start: {text}")
-
-
-def read_config(name: str, revision: str | None) -> Qwen2_5_VLConfig:
-    """Returns the configuration of the engine's model.
-
-    Raises:
-        ConfigurationError: If it cannot be found or is not a Qwen2.5-VL.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"the engine's model {name!r} is neither a model folder here nor a model that can be fetched from the "
-            f"Hugging Face Hub ({error})"
-        ) from error
-    if config.model_type != "qwen2_5_vl":
-        raise ConfigurationError(f"the engine's model {name!r} is {config.model_type!r}, expected 'qwen2_5_vl'")
-    return config
 
 
 def computing_dtype(policy: Policy | None, *, on_gpu: bool) -> str:
