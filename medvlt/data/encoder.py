@@ -30,13 +30,14 @@ class PromptEncoder:
     has one placeholder per visual token and goes to the forward.
 
     Attributes:
-        model: Folder or Hub name that holds the tokenizer and the picture settings; the backbone's.
+        model: Folder or Hub name that holds the tokenizer and the picture settings; the backbone's. May be left out
+            where an endpoint answers, which has a tokenizer of its own.
         template: Wording of the prompt: "reference", "clean", "plain", or a `PromptTemplate`.
         images: Pixel budget of each picture.
         revision: Branch, tag or commit on the Hub.
     """
 
-    model: str
+    model: str = ""
     template: PromptTemplate | str = "clean"
     images: ImageLimits = ImageLimits()  # noqa: RUF009 - frozen, so shared safely
     revision: str | None = None
@@ -49,6 +50,11 @@ class PromptEncoder:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model folder."""
+        if not self.model:
+            raise ConfigurationError(
+                "encoder.model names no folder, and this engine or module needs its tokenizer; only OpenAIEngine can do "
+                "without: give the folder or Hub name of the backbone"
+            )
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.model, revision=self.revision, trust_remote_code=False

@@ -41,4 +41,4 @@ def refuse(sample: Sample, error: DataError, *, n: int, version: int, counts: Co
     """
     counts[str(error.reason) if isinstance(error, RecordError | RefusedPrompt) else "bad_prompt"] += 1
     logger.warning("question %s is not sampled, its completions stay empty: %s", sample.uid, error)
-    return RolloutGroup(sample, (), (Completion((), "", (), "error", version),) * n)
+    return RolloutGroup(sample, (), (Completion((), "", (), "error", version, error=str(error)),) * n)

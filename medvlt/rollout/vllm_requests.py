@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -77,7 +77,8 @@ def build_request(
         token_ids,
         expanded_ids,
         encoder.pictures(sample),
-        key.sample_seed(0) >> 1,  # leaves room below 2**63 for the seeds of the other completions
+        # half of the range leaves room below 2**63; vLLM adds the index of a completion to the seed of its request
+        (replace(key, first=0).sample_seed(0) >> 1) + key.first,
         min(params.max_tokens, room),
     )
 
