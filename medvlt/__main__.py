@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from medvlt import __version__
-from medvlt.errors import MedvltError
+from medvlt.errors import MedvltError, own_words
 
 TRAINER_COMMANDS = {
     "fit": "train: SFT or RLVR, as the config says",
@@ -21,6 +21,7 @@ TRAINER_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "demo": "the whole recipe on generated data with a tiny model, on a CPU, in minutes",
+    "data": "make, filter and check data sets",
     "export": "write the model of a checkpoint as an ordinary model folder",
     "doctor": "what is installed and usable here, and what to do about the rest",
     "tiny": "write a random tiny Qwen2.5-VL as an ordinary model folder",
@@ -77,22 +78,39 @@ def _run_other(command: str, rest: Sequence[str]) -> None:
         from medvlt.doctor import doctor
 
         sys.exit(doctor())
-    import jsonargparse
+    if command == "data":
+        from medvlt.curation.commands import find, help_text
 
-    function: Callable[..., None]
+        if not rest or rest[0] in ("--help", "-h"):
+            print(help_text())
+            return
+        words, function, rest = find(rest)
+        _call(f"data {words}", function, _with_shipped_configs(rest), positional=False)
+        return
     if command == "demo":
         from medvlt.demo import demo as function
     elif command == "export":
         from medvlt.models.export import export as function
     else:
         from medvlt.demo import tiny as function
+    _call(command, function, rest, positional=True)
+
+
+def _call(command: str, function: Callable[..., None], arguments: Sequence[str], *, positional: bool) -> None:
+    """Calls a function with what the command line says; options with a default are never positional."""
+    import jsonargparse
+
     parser = jsonargparse.ArgumentParser(prog=f"medvlt {command}", exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=True)  # only what has no default
+    if not positional:
+        parser.add_argument("--config", action="config", help="options from a YAML file")
+    parser.add_function_arguments(function, as_positional=positional)
     try:
-        settings = parser.parse_args(list(rest))
-    except jsonargparse.ArgumentError as error:
-        raise MedvltError(str(error)) from error
-    function(**parser.instantiate(settings))
+        settings = parser.parse_args(list(arguments))
+        settings.pop("config", None)
+        called = parser.instantiate(settings)
+    except (jsonargparse.ArgumentError, ValueError) as error:
+        raise MedvltError(own_words(error)) from error
+    function(**called)
 
 
 def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:

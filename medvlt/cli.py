@@ -21,7 +21,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from medvlt.data import mixture, phantom, sources
-from medvlt.errors import ConfigurationError, MedvltError
+from medvlt.errors import ConfigurationError, own_words, readable
 from medvlt.losses import policy
 from medvlt.paths import check_sibling
 from medvlt.rewards import base as rewards
@@ -96,26 +96,6 @@ def run(args: Sequence[str]) -> None:
         raise ConfigurationError(f"{readable(str(error))}\n(options: medvlt {args[0]} --help)") from error
     except MisconfigurationException as error:  # Lightning's own word for settings that contradict one another
         raise ConfigurationError(str(error)) from error
-
-
-def readable(message: str) -> str:
-    """Shortens a parser's message to what the user can act on.
-
-    Model and data may be left out as far as the parser knows, so each complaint about them comes twice, once as "not a
-    class" and once as "not nothing"; the second is dropped, and long values are cut.
-    """
-    lines = [line for line in message.splitlines() if line.strip() and "NoneType" not in line]
-    return "\n".join(line if len(line) <= 200 else f"{line[:200]} ..." for line in lines)
-
-
-def own_words(error: BaseException) -> str:
-    """Returns the message of our own error inside an exception chain, or else the chain's, shortened."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MedvltError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return readable(str(error))
 
 
 def check_writable(folder: Path) -> None:

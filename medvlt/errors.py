@@ -30,3 +30,23 @@ class EngineError(MedvltError, RuntimeError):
 
 class RewardError(MedvltError, RuntimeError):
     """A reward raised, or returned something that is not a reward."""
+
+
+def readable(message: str) -> str:
+    """Shortens a parser's message to what the user can act on.
+
+    Model and data may be left out as far as the parser knows, so each complaint about them comes twice, once as "not a
+    class" and once as "not nothing"; the second is dropped, and long values are cut.
+    """
+    lines = [line for line in message.splitlines() if line.strip() and "NoneType" not in line]
+    return "\n".join(line if len(line) <= 200 else f"{line[:200]} ..." for line in lines)
+
+
+def own_words(error: BaseException) -> str:
+    """Returns the message of our own error inside an exception chain, or else the chain's, shortened."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MedvltError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return readable(str(error))

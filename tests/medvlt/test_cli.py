@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from medvlt.__main__ import main
-from medvlt.cli import readable
+from medvlt.errors import readable
 
 
 @pytest.fixture
