@@ -60,7 +60,8 @@ class ResultsTable(Callback):
             for name in names
         ]
         limit = trainer.limit_val_batches if stage == "val" else trainer.limit_test_batches
-        if limit == 1.0:  # else a part was asked for
+        whole = isinstance(limit, float) and limit == 1.0  # 1 would be one batch
+        if whole:
             check_coverage(results, getattr(getattr(trainer, "datamodule", None), "benchmark_sizes", {}))
         if not results or not trainer.is_global_zero:
             return
@@ -72,7 +73,7 @@ class ResultsTable(Callback):
             "stage": stage,
             "backbone": getattr(backbone, "name", None),
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "limited_to": None if limit == 1.0 else limit,
+            "limited_to": None if whole else limit,
             "step": trainer.global_step if trainer.state.fn == "fit" else None,
             "medvlt": __version__,
             "grader": GRADER_VERSION,

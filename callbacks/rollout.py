@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.phases import Phases, phase_metrics
+from callbacks.rollout_settings import check_rollout_settings, prompt_encoder, rollout_identity, trained_prompts
 from medvlt.data.batches import PromptBatch
 from medvlt.distributed import gather, interleave, together, world
 from medvlt.errors import ConfigurationError, DataError, EngineError, MedvltError
@@ -23,6 +24,8 @@ from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.iteration import Iteration, ScoredGroup
 from medvlt.rollout.parity import ParityGate, check, choose_samples
+from medvlt.rollout.store import CompletionStore
+from medvlt.rollout.store_identity import prompt_digest
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.rollout.vllm import VLLMEngine
 from medvlt.rollout.weights import hub_weights
@@ -51,8 +54,8 @@ class RolloutCallback(Callback):
     the present weights; if it fails again, the run stops, in an iteration or a validation of `fit` with a checkpoint.
 
     Hooks used: `setup`, `on_train_start`, `on_train_epoch_start`, `on_train_epoch_end`,
-    `on_{validation,test,predict}_start`, `on_{validation,test,predict}_batch_start`, `on_validation_end`,
-    `on_load_checkpoint`, `teardown`, `on_exception`.
+    `on_{validation,test,predict}_start`, `on_{validation,test,predict}_batch_start`,
+    `on_{validation,test,predict}_end`, `on_load_checkpoint`, `teardown`, `on_exception`.
     Logs, per iteration: `seconds/{generate,sync,score,update,validate,iteration}` and the `share/` of each in the
     iteration, `tokens_per_second` of generation over all ranks, and with resampling `resampling/rounds`,
     `resampling/discarded_all_right`, `resampling/discarded_all_wrong`, `resampling/discarded_other`, in groups.
@@ -67,6 +70,9 @@ class RolloutCallback(Callback):
         resampling_rounds: Dynamic sampling (DAPO, arXiv 2503.14476): at most this many times per iteration, replace
             groups whose rewards are all equal by groups for further prompts. 0 keeps them.
         parity: Comparison of engine and trainer; None leaves it out.
+        store: Folder that keeps the completions of validate, test and predict (`medvlt.rollout.store`): what it has of
+            a batch is not sampled again, so a run that was killed goes on when it is started again, with any number of
+            ranks. Refused in `fit`, whose weights move.
     """
 
     default_engine: type[RolloutEngine] = TransformersEngine
@@ -79,6 +85,7 @@ class RolloutCallback(Callback):
         seed: int = 42,
         resampling_rounds: int = 0,
         parity: ParityGate | None = ParityGate(),  # noqa: B008 - frozen
+        store: str | None = None,
     ) -> None:
         if resampling_rounds < 0:
             raise ConfigurationError(f"resampling_rounds must be 0 (keep all groups) or above, got {resampling_rounds}")
@@ -88,6 +95,7 @@ class RolloutCallback(Callback):
         self.seed = seed
         self.resampling_rounds = resampling_rounds
         self.parity = parity
+        self.store = None if store is None else CompletionStore(store)
         self.phases = Phases()
         self._loaded: tuple[int, int] | None = None  # the policy and the step of the weights in the engine
         self._loaded_step = 0  # of the checkpoint
@@ -96,37 +104,7 @@ class RolloutCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses settings that cannot work, before a model is loaded."""
-        shared = getattr(self.engine, "tensor_parallel_size", 1)
-        if shared > 1 and getattr(getattr(trainer, "datamodule", None), "benchmark_names", ()):
-            raise ConfigurationError(
-                f"the engine is shared by {shared} ranks, which would get different numbers of benchmark batches and "
-                "wait for one another; leave data.benchmarks out and evaluate the checkpoint afterwards with "
-                "tensor_parallel_size: 1"
-            )
-        sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy)
-        if sharded and isinstance(self.engine, TransformersEngine):
-            raise ConfigurationError(
-                f"TransformersEngine samples from the live policy, which {type(trainer.strategy).__name__} shards; use "
-                "VLLMRolloutCallback, or a strategy that keeps whole weights on each rank (auto, ddp)"
-            )
-        data = trained_prompts(trainer)
-        if stage != "fit" or data is None:
-            return
-        check_sampling = getattr(pl_module, "check_sampling", None)
-        if check_sampling is None:
-            raise ConfigurationError(
-                f"{type(data).__name__} yields prompts to learn from by RL, {type(pl_module).__name__} cannot; use "
-                "lightning_modules.GRPOModule"
-            )
-        check_sampling(self.group_sampling)
-        limit = getattr(self.engine, "max_model_len", None)
-        needed = data.longest_prompt_tokens + self.group_sampling.max_tokens
-        if limit is not None and needed > limit:
-            raise ConfigurationError(
-                f"the longest prompt has {data.longest_prompt_tokens} tokens, with group_sampling.max_tokens="
-                f"{self.group_sampling.max_tokens} that makes {needed}, and the engine's max_model_len is {limit}; set "
-                "max_model_len to that, or lower data.max_prompt_tokens or group_sampling.max_tokens"
-            )
+        check_rollout_settings(self, trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the engine and compares it with the trainer."""
@@ -202,6 +180,15 @@ class RolloutCallback(Callback):
         if trainer.state.fn == "fit":
             self.engine.sleep()
         self.phases.enter("update")
+        self._report()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what came out of the store."""
+        self._report()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says what came out of the store."""
+        self._report()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Closes the engine."""
@@ -222,13 +209,31 @@ class RolloutCallback(Callback):
             self._with_restart(partial(self._sync, trainer, pl_module))
         except EngineError as error:
             raise self._saved(trainer, error) from error
+        if self.store is not None:
+            self.store.open(*together(lambda: rollout_identity(self, trainer, pl_module)))
+            rank_zero_info(f"{self.store.folder} has completions of {self.store.questions} questions")
+
+    def _report(self) -> None:
+        if self.store is None:
+            return
+        restored, sampled, failed = map(sum, zip(*gather(self.store.counts), strict=True))
+        again = f"; {failed} failed, and the same command asks for them again" if failed else ""
+        rank_zero_info(f"{self.store.folder}: {restored} completions restored, {sampled} sampled{again}")
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not isinstance(batch, PromptBatch):
             return
         keys = [RolloutKey(self.seed, EVALUATION_ITERATION, sample.uid) for sample in batch.samples]
+        generate = partial(self._sample, trainer, pl_module, collective=False)
         try:
-            batch.groups = self._sample(trainer, pl_module, batch.samples, self.sampling, keys, collective=False)
+            if self.store is None:
+                batch.groups = generate(batch.samples, self.sampling, keys)
+            else:
+                wording = prompt_encoder(trainer).wording
+                digests = [prompt_digest(wording, sample) for sample in batch.samples]
+                batch.groups = self.store.complete(
+                    batch.benchmark, batch.samples, digests, self.sampling, keys, generate
+                )
         except EngineError as error:
             if world()[0] > 1:  # the other ranks are elsewhere, and writing a checkpoint may take all of them
                 raise
@@ -348,12 +353,7 @@ class RolloutCallback(Callback):
         if self._loaded == (id(policy), trainer.global_step):
             self.engine.wake()
             return
-        encoder = getattr(getattr(trainer, "datamodule", None), "encoder", None)
-        if encoder is None:
-            raise ConfigurationError(
-                "RolloutCallback needs the prompt encoder of a data module: pass `datamodule=` (BenchmarkDataModule, "
-                "SFTDataModule, PromptDataModule) to the Trainer"
-            )
+        encoder = prompt_encoder(trainer)
 
         def start() -> None:
             with trainer.precision_plugin.forward_context():  # an engine may compute in the type of the forward
@@ -397,9 +397,3 @@ class VLLMRolloutCallback(RolloutCallback):
     """`RolloutCallback` whose engine, if none is given, is vLLM in this process, on the devices of the trainer."""
 
     default_engine = VLLMEngine
-
-
-def trained_prompts(trainer: Trainer) -> Any:
-    """Returns the data module if it yields prompts to learn from (`PromptDataModule`), else None."""
-    data = getattr(trainer, "datamodule", None)
-    return data if hasattr(data, "take_prompts") else None

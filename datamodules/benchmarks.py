@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from medvlt.data.batches import PromptBatch
 from medvlt.data.encoder import PromptEncoder
@@ -95,26 +96,40 @@ class BenchmarkDataModule(LightningDataModule):
         return DataLoader(
             samples,  # type: ignore[arg-type]  # a sequence is all that a DataLoader needs of a Dataset
             batch_size=self.batch_size,
-            sampler=EachOnceSampler(samples, ranks, rank),  # type: ignore[arg-type]
+            sampler=EachOnceSampler(samples, ranks, rank, self.batch_size),
             collate_fn=collate,
         )
 
 
 class EachOnceSampler(DistributedSampler[Sample]):
-    """Every `ranks`-th index from `rank` on: over all ranks each index once, none repeated to even them out.
+    """Blocks of neighbouring questions, dealt out to the ranks in turn: over all ranks each question once.
+
+    A block is a batch, so that batches are the same for any number of ranks: what is decoded together decides how an
+    engine rounds. Where there is less than a batch for each rank, every rank gets one block, as even as can be.
 
     It is a DistributedSampler only so that Lightning leaves it in place.
+
+    Args:
+        samples: The questions.
+        ranks: Number of ranks.
+        rank: This one.
+        batch_size: Questions in a batch.
     """
 
-    def __init__(self, samples: Dataset[Sample], ranks: int, rank: int) -> None:
-        super().__init__(samples, num_replicas=ranks, rank=rank, shuffle=False)
-        self.indices = range(rank, len(samples), ranks)  # type: ignore[arg-type]
+    def __init__(self, samples: Sequence[Sample], ranks: int, rank: int, batch_size: int) -> None:
+        super().__init__(samples, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        count = len(samples)
+        if count <= ranks * batch_size:
+            self.blocks = [range(rank * count // ranks, (rank + 1) * count // ranks)]
+        else:
+            starts = range(rank * batch_size, count, ranks * batch_size)
+            self.blocks = [range(start, min(start + batch_size, count)) for start in starts]
 
     def __iter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204
-        return iter(self.indices)
+        return chain.from_iterable(self.blocks)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return sum(map(len, self.blocks))
 
 
 def _prompt_batch(name: str, samples: list[Sample]) -> PromptBatch:

@@ -11,24 +11,28 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import callbacks
 import datamodules
 import lightning_modules
+from medvlt.curation import m23k, pmc_vqa, select
 from medvlt.data import mixture, phantom, sources
 from medvlt.errors import ConfigurationError, own_words, readable
 from medvlt.losses import policy
 from medvlt.paths import check_sibling
 from medvlt.rewards import base as rewards
-from medvlt.rollout import scripted, transformers, vllm
+from medvlt.rollout import openai, scripted, transformers, vllm
 
 OURS = (callbacks, datamodules, lightning_modules)
-NAMED_IN_YAML = (*OURS, mixture, phantom, policy, rewards, scripted, sources, transformers, vllm)
+NAMED_IN_YAML = (
+    *OURS, m23k, mixture, openai, phantom, pmc_vqa, policy, rewards, scripted, select, sources, transformers, vllm,
+)  # fmt: skip
 """Modules whose classes a config may name without a module; the parser knows a class once it is imported."""
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")
@@ -43,6 +47,13 @@ class MedvltCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as it is: Lightning would replace `model:` by what a checkpoint stores, silently."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning's, but `predict` keeps no batches: callbacks write what is wanted, and memory must not grow."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})
+        return parser
 
     def before_instantiate_classes(self) -> None:
         """Checks that the results can be written and the checkpoint is there, before a model is loaded."""

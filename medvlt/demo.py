@@ -54,10 +54,17 @@ STEPS = (
     "fit --config demo/sft.yaml",
     EVALUATE.format(name="sft_evaluated") + " --ckpt_path runs/demo/sft/checkpoints/sft.ckpt",
     "export runs/demo/sft/checkpoints/sft.ckpt runs/demo/sft_model",
+    "predict --config demo/probe.yaml",
     "fit --config demo/grpo.yaml",
     EVALUATE.format(name="grpo_evaluated") + " --ckpt_path runs/demo/grpo/checkpoints/grpo.ckpt",
 )
 """The commands, in order."""
+
+WITHOUT_VLLM = {
+    "demo/probe.yaml": "demo/probe_transformers.yaml",
+    "demo/grpo.yaml": "demo/grpo_transformers.yaml",
+}
+"""The configs that take the place of others where vLLM is not installed."""
 
 CONTROL = (
     "fit --config demo/sft.yaml --model.init_args.backbone.name runs/demo/sft_model"
@@ -66,7 +73,7 @@ CONTROL = (
     " --trainer.limit_val_batches 0 --trainer.max_epochs 1000 --trainer.max_time {time}",
     EVALUATE.format(name="control_evaluated") + " --ckpt_path runs/demo/control/checkpoints/sft.ckpt",
 )
-"""The control: supervised training goes on from the same weights, for the time that GRPO took."""
+"""The control: supervised training goes on from the same weights, for the time that probing and GRPO took."""
 
 ROWS = {
     "untrained": "untrained",
@@ -78,7 +85,7 @@ ROWS = {
 
 
 def demo(control: bool = False) -> None:
-    """Builds a tiny model, fine-tunes it on generated questions, then lets it learn by GRPO; prints a table.
+    """Builds a tiny model, fine-tunes it on generated questions, probes which are hard, trains it by GRPO on those.
 
     Every step is an ordinary command that is printed and can be repeated by hand. Everything is written to `runs/demo`
     in the current folder, which is deleted first.
@@ -89,15 +96,16 @@ def demo(control: bool = False) -> None:
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     seconds: dict[str, float] = {}
+    if importlib.util.find_spec("vllm") is None:
+        Console().print("vLLM is not installed: transformers samples instead")
+        twins = WITHOUT_VLLM
+    else:
+        twins = {}
     for step in STEPS:
-        command = step
-        if "demo/grpo.yaml" in step and importlib.util.find_spec("vllm") is None:
-            Console().print("vLLM is not installed: the engine is the live policy, through transformers")
-            command = step.replace("demo/grpo.yaml", "demo/grpo_transformers.yaml")
-        seconds[step] = _run(command.split())
+        seconds[step] = _run([twins.get(word, word) for word in step.split()])
     if control:
-        grpo = next(value for step, value in seconds.items() if "demo/grpo.yaml" in step)
-        limit = time.strftime("00:%H:%M:%S", time.gmtime(grpo))
+        spent = sum(value for step, value in seconds.items() if "demo/probe.yaml" in step or "demo/grpo.yaml" in step)
+        limit = time.strftime("00:%H:%M:%S", time.gmtime(spent))
         for step in CONTROL:
             _run(step.format(time=limit).split())
     print_results({label: read_results(FOLDER / name / "results.json") for name, label in rows(control).items()})

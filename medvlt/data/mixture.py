@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources made of sources: parts of one, and mixtures of several."""
+"""Sources made of sources: parts of one, one without its pictures, and mixtures of several."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from medvlt.data.drops import Drop, DropReason, ReadReport
-from medvlt.data.samples import Chain, SampleSet, Source, View, copy_uid, shuffle_key
+from medvlt.data.samples import BuiltSamples, Chain, SampleSet, Source, View, copy_uid, shuffle_key
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.types import Sample
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,50 @@ class Subset(Source):
         if (seed := self.shuffle_seed) is not None:
             chosen.sort(key=lambda index: shuffle_key(seed, samples.uids[index]))
         return samples.select(chosen[: self.limit])
+
+
+@dataclass(frozen=True)
+class WithoutPictures(Source):
+    """The same questions under the same uids, their pictures taken away: the blind control.
+
+    Asked this way, a picture question is answered from its wording, from what the options betray, or by guessing. What
+    a model still gets right shows how much of a score is not owed to the pictures, and a probe over it shows which
+    questions need none (`medvlt data quality --blind_probe`). Nothing else changes: wording, order of the options and
+    uids, and with them the seeds of the completions, are those of the source. Questions that never had a picture stay
+    as they are.
+
+    Args:
+        source: The questions.
+    """
+
+    source: Source
+
+    def load(self) -> SampleSet:
+        """Loads the source; its pictures are not read again after its own checks."""
+        samples = self.source.load()
+        return SampleSet(BlindSamples(samples), samples.report, uids=samples.uids)
+
+
+@dataclass(frozen=True)
+class BlindSamples(BuiltSamples):
+    """The samples of a set without their pictures, built when asked for.
+
+    Attributes:
+        base: The set.
+    """
+
+    base: SampleSet
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def build(self, index: int) -> Sample:
+        """Returns the sample, read without its pictures where the set can do that."""
+        return replace(self.base.light(index), images=())
+
+    def light(self, index: int) -> Sample:
+        """See `LightAccess`."""
+        return self.build(index)
 
 
 @dataclass(frozen=True)

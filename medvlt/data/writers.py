@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from medvlt.errors import DataError
 from medvlt.types import ImageSource, Sample
 
 ROWS_PER_GROUP = 100
-"""Rows of one Parquet row group: few, since pictures are large."""
+"""Rows that are in memory together, and of one Parquet row group: few, since pictures are large."""
 
 
 def write_jsonl(samples: Sequence[Sample], path: str | Path, *, overwrite: bool = False) -> None:
@@ -51,34 +51,53 @@ def write_parquet(samples: Sequence[Sample], path: str | Path, *, overwrite: boo
     Raises:
         DataError: If the file exists and may not be replaced, or cannot be written.
     """
-    import pyarrow  # type: ignore[import-untyped]
     from pyarrow.parquet import ParquetWriter  # type: ignore[import-untyped]
 
     layout = TableLayout.of(samples)
     schema = layout.features().arrow_schema
-    rows = (_row(sample, layout) for sample in samples)
     with replacing(Path(path), overwrite=overwrite) as temporary, ParquetWriter(temporary, schema) as writer:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
-            try:
-                table = pyarrow.Table.from_pylist(group, schema=schema)
-            except (pyarrow.ArrowException, OverflowError) as error:
-                raise DataError(f"cannot store the samples in {path} as a table: {error}") from error
+        for table in _tables(samples, layout, schema, path):
             writer.write_table(table)
 
 
-def write_saved(samples: Sequence[Sample], path: str | Path, *, overwrite: bool = False) -> None:
+def write_saved(
+    samples: Sequence[Sample],
+    path: str | Path,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Writes a folder that `datasets.load_from_disk` reads.
+
+    Args:
+        samples: What to write.
+        path: The folder.
+        files: Further files of the folder by name, such as a data card; they appear together with the rows.
+        overwrite: Whether a folder written by `save_to_disk` that lies there may be replaced.
 
     Raises:
         DataError: If the folder exists and may not be replaced, or cannot be written.
     """
     import datasets
+    import pyarrow  # type: ignore[import-untyped]
 
     path = Path(path)
-    with replacing(path, overwrite=overwrite) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        rows = Path(scratch, "rows.parquet")
-        write_parquet(samples, rows)
-        datasets.Dataset.from_parquet(str(rows), cache_dir=scratch).save_to_disk(str(temporary))
+    layout = TableLayout.of(samples)
+    schema = layout.features().arrow_schema
+    with (
+        replacing(path, overwrite=overwrite) as temporary,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".rows.tmp") as scratch,
+    ):
+        rows = Path(scratch, "rows.arrow")
+        with pyarrow.OSFile(str(rows), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            for table in _tables(samples, layout, schema, path):
+                writer.write_table(table)
+        datasets.Dataset.from_file(str(rows)).save_to_disk(str(temporary))
+        for name, content in (files or {}).items():
+            target = temporary / name
+            if Path(name).name != name or target.exists():
+                raise DataError(f"expected the plain name of a new file in {path}, got {name!r}; choose another")
+            target.write_bytes(content)
 
 
 def encoded(image: ImageSource) -> bytes:
@@ -115,6 +134,18 @@ def _beside(image: ImageSource, path: Path) -> str:
 def _suffix(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
         return f".{(image.format or 'img').lower()}"
+
+
+def _tables(samples: Sequence[Sample], layout: TableLayout, schema: Any, path: str | Path) -> Iterator[Any]:
+    """Yields the rows as Arrow tables of a few rows each."""
+    import pyarrow
+
+    rows = (_row(sample, layout) for sample in samples)
+    while group := list(islice(rows, ROWS_PER_GROUP)):
+        try:
+            yield pyarrow.Table.from_pylist(group, schema=schema)
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise DataError(f"cannot store the samples in {path} as a table: {error}") from error
 
 
 def _row(sample: Sample, layout: TableLayout) -> dict[str, Any]:

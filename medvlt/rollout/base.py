@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
@@ -43,12 +43,21 @@ class RolloutEngine(Protocol):
     ) -> list[RolloutGroup]:
         """Samples `params.n` completions for each sample, in the order given.
 
-        Equal keys give equal completions, whatever else is in the call. A prompt that cannot be sampled is refused: its
+        Equal keys give equal completions, whatever else is in the call; a key with `first` above 0 gives those from
+        number `first` on of the group that it would give with 0. A prompt that cannot be sampled is refused: its
         completions are empty and end with "error".
         """
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Replaces all weights by full tensors under Hub names, streamed; every parameter exactly once."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what completions depend on besides prompt, sampling and key, of a started engine.
+
+        Weights, number format, limits; not how fast or where it runs. The same on every rank, goes through JSON, and
+        does not change when a model folder is moved. Stored completions of another identity are not used again.
+        """
+        ...
 
     def sleep(self) -> None:
         """Gives memory back until `wake`. Calling it twice is the same as once."""

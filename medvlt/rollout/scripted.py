@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from medvlt.errors import ConfigurationError, DataError, EngineError
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
+from medvlt.rollout.store_identity import short_hash
 from medvlt.types import Completion, FinishReason, RolloutGroup, RolloutKey, Sample, SamplingParams
 
 
@@ -68,6 +71,10 @@ class ScriptedEngine(RolloutEngine):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Records the version; there are no weights."""
         self.version = version
+
+    def identity(self) -> dict[str, Any]:
+        """Returns its name and a hash of its texts."""
+        return {"engine": "ScriptedEngine", "texts": short_hash(json.dumps([self.texts, self.by_uid], sort_keys=True))}
 
     def sleep(self) -> None:
         """Does nothing."""

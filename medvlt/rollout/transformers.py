@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from medvlt.models.sharding import sharded_by
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
 from medvlt.rollout.sampling import processed_logprobs, sample_tokens, uniforms
+from medvlt.rollout.store_identity import weights_fingerprint
+from medvlt.rollout.weights import hub_weights
 from medvlt.types import Completion, RolloutGroup, RolloutKey, Sample, SamplingParams
 
 
@@ -98,6 +101,15 @@ class TransformersEngine(RolloutEngine):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Records the version; the live policy needs no copy, so `weights` is not read."""
         self.version = version
+
+    def identity(self) -> dict[str, Any]:
+        """Returns its name, the fingerprint of the policy's present weights and their type."""
+        _, policy = self._started()
+        return {
+            "engine": "TransformersEngine",
+            "weights": weights_fingerprint(hub_weights(policy)),
+            "dtype": str(policy.base.lm_head.weight.dtype).removeprefix("torch."),
+        }
 
     def sleep(self) -> None:
         """Does nothing: there is no memory of the engine's own."""

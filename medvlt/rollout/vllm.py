@@ -7,13 +7,13 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.errors import ConfigurationError, DataError, EngineError
@@ -21,7 +21,8 @@ from medvlt.models.loading import read_config
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
-from medvlt.rollout.vllm_process import end_vllm, free_cached_memory, isolated, release_frames
+from medvlt.rollout.store_identity import FingerprintedWeights, model_identity
+from medvlt.rollout.vllm_process import end_vllm, free_cached_memory, isolated, release_frames, reload_weights
 from medvlt.rollout.vllm_requests import Request, build_request, rollout_group, vllm_inputs
 from medvlt.rollout.vllm_start import (
     banning_processor,
@@ -120,6 +121,7 @@ class VLLMEngine(RolloutEngine):
         self._llm: Any = None
         self._encoder: PromptEncoder | None = None
         self._expected: dict[str, torch.Size] = {}
+        self._weights = ""  # fingerprint of those that were loaded
         self._limit = max_model_len
         self._had_group = False
         self._asleep = False
@@ -174,7 +176,7 @@ class VLLMEngine(RolloutEngine):
             self._end(None)
             raise start_error(error, arguments) from error
         self._encoder, self._broken, self._asleep = encoder, None, False
-        self._unloaded = None
+        self._unloaded, self._weights = None, ""
         self.version = 0
         logger.info("vLLM %s has started in %.0f s", vllm.__version__, time.perf_counter() - begin)
 
@@ -221,11 +223,12 @@ class VLLMEngine(RolloutEngine):
                 or vLLM fails. The engine then does not sample until a later call succeeds.
         """
         self._awake()
-        stream = CheckedWeights(weights, self._expected, self._llm.model_config.dtype)
+        noted = FingerprintedWeights(weights)
+        stream = CheckedWeights(noted, self._expected, self._llm.model_config.dtype)
         self._unloaded = "has only part of its weights, as loading them failed"
         try:
             with self._guarded("while it loaded weights"):
-                unwritten = self._llm.collective_rpc(_reload_weights, args=(stream,))[0]
+                unwritten = self._llm.collective_rpc(reload_weights, args=(stream,))[0]
                 reset = self._llm.reset_prefix_cache()
                 self._llm.llm_engine.reset_encoder_cache()
                 self._llm.reset_mm_cache()
@@ -243,7 +246,22 @@ class VLLMEngine(RolloutEngine):
             faults = "; ".join(dict.fromkeys(fault for share in found for fault in share))
             raise EngineError(f"the weights of version {version} were not taken over: {faults}") from stream.error
         self._unloaded = None
+        self._weights = noted.fingerprint
         self.version = version
+
+    def identity(self) -> dict[str, Any]:
+        """Returns its name, the fingerprint of its weights, their type and its longest sequence.
+
+        Weights that were loaded have another fingerprint than the folder that holds the same ones.
+        """
+        encoder = self._alive()
+        model = (encoder.model, encoder.revision) if self.model is None else (self.model, self.revision)
+        return {
+            "engine": "VLLMEngine",
+            "weights": self._weights or model_identity(*model),
+            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "max_model_len": self._limit,
+        }
 
     def sleep(self) -> None:
         """Gives memory back (on a GPU: weights to the host, KV cache away); nothing is sampled until `wake`."""
@@ -371,27 +389,3 @@ class VLLMEngine(RolloutEngine):
         values: list[Any] = [None] * self.tensor_parallel_size
         dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
         return values
-
-
-def _reload_weights(worker: Any, weights: CheckedWeights) -> set[str]:
-    """Runs in vLLM's worker: replaces the weights and returns the parameters that were not written."""
-    model: nn.Module = worker.model_runner.get_model()
-    names = {name for name, _ in model.named_parameters()}
-    load: Callable[..., set[str]] = model.load_weights  # type: ignore[assignment]
-    written: set[str] = set()
-
-    def load_and_note(stream: Iterable[tuple[str, Tensor]]) -> set[str]:
-        loaded = load(stream)
-        written.update(loaded)
-        return loaded
-
-    model.load_weights = load_and_note  # type: ignore[assignment]
-    try:
-        worker.reload_weights(weights_iterator=iter(weights))
-    finally:
-        del model.load_weights
-    language: Any = model.language_model
-    if language.lm_head.weight is language.model.embed_tokens.weight:
-        # vLLM writes the embedding alone, and on a CPU the head computes with a repacked copy of it
-        language.lm_head.quant_method.process_weights_after_loading(language.lm_head)
-    return names - written

@@ -7,13 +7,17 @@ import gc
 import os
 import random
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from medvlt.rollout.weights import CheckedWeights
 
 KEPT_VARIABLES = ("VLLM_", "TORCHINDUCTOR_", "TRITON_", "TILELANG_", "PYTORCH_", "NCCL_")
 """Beginnings of the names that vLLM sets for libraries which read them later than at its start."""
@@ -119,3 +123,32 @@ def end_vllm(engine_core: Any, *, keep_default_group: bool) -> None:
         cleanup_dist_env_and_memory()
     finally:
         dist.destroy_process_group = destroy
+
+
+def reload_weights(worker: Any, weights: CheckedWeights) -> set[str]:
+    """Runs in vLLM's worker: replaces the weights in place and returns the parameters that were not written.
+
+    Args:
+        worker: vLLM's.
+        weights: Every tensor of the model.
+    """
+    model: nn.Module = worker.model_runner.get_model()
+    names = {name for name, _ in model.named_parameters()}
+    load: Callable[..., set[str]] = model.load_weights  # type: ignore[assignment]
+    written: set[str] = set()
+
+    def load_and_note(stream: Iterable[tuple[str, Tensor]]) -> set[str]:
+        loaded = load(stream)
+        written.update(loaded)
+        return loaded
+
+    model.load_weights = load_and_note  # type: ignore[assignment]
+    try:
+        worker.reload_weights(weights_iterator=iter(weights))
+    finally:
+        del model.load_weights
+    language: Any = model.language_model
+    if language.lm_head.weight is language.model.embed_tokens.weight:
+        # vLLM writes the embedding alone, and on a CPU the head computes with a repacked copy of it
+        language.lm_head.quant_method.process_weights_after_loading(language.lm_head)
+    return names - written

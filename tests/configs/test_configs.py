@@ -28,7 +28,8 @@ FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*
 HARDWARE = [name for name in FILES if name.startswith("hardware/")]
 ALGORITHMS = [name for name in FILES if name.startswith("algorithms/")]
 GRPO = [name for name in FILES if name.startswith("grpo/")]
-RECIPES = [name for name in FILES if name.startswith(("demo/", "sft/", "grpo/"))]
+PREDICT = [name for name in FILES if name.startswith(("curate/", "distill/", "demo/probe"))]
+RECIPES = [name for name in FILES if name.startswith(("demo/", "sft/", "grpo/", "curate/", "distill/"))]
 
 M23K, PMC = (16_512, 16_639), (115_520, 115_583)
 """Fewest and most questions that the reference's selection can have."""
@@ -68,6 +69,8 @@ def run(*args: str) -> None:
 
 
 def verb(name: str) -> str:
+    if name in PREDICT:
+        return "predict"
     data = yaml.safe_load((CONFIGS / name).read_text())["data"]["class_path"]
     return "validate" if data == "BenchmarkDataModule" else "fit"
 
@@ -196,6 +199,11 @@ def test_grpo_recipes_have_the_numbers_of_the_scripts(name: str) -> None:
     assert trainer["max_epochs"] == iterations
     assert {passes * (number // prompts) for number in questions} == {iterations}
     assert (data["prompts_per_iteration"], data["updates_per_iteration"], data["shuffle"]) == (prompts, 2, shuffled)
+    assert data["train"]["class_path"].endswith(".M23k" if questions is M23K else ".PMCVQA")
+    selection = data["train"]["init_args"]["selection"]
+    assert (selection["probe"], selection["low"], selection["high"]) == ("qwen2_5_vl_3b", 1, 7)
+    assert (selection["count"], selection["unmeasured"]) == ("strict", "drop")
+    assert selection["order"] == ("source" if shuffled else "easy_to_hard")
     assert groups_of_a_micro_batch(settings) == completions / 8
     while_training, at_the_end = callbacks_of(settings, "ModelCheckpoint")
     assert (while_training["every_n_epochs"], while_training["save_top_k"]) == (every, kept)
@@ -364,11 +372,15 @@ def test_the_grpo_demos_differ_in_the_engine_alone() -> None:
 
 
 def test_grpo_demo_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a few questions: two iterations and a validation, and a checkpoint that can be exported."""
+    """Probe a few questions, select (a random model is never right), train two iterations, validate, export."""
     monkeypatch.chdir(tmp_path)
+    model = [f"--model.init_args.backbone.name={tiny_folder}", f"--data.init_args.encoder.model={tiny_folder}"]
+    few = "--data.init_args.benchmarks.phantom.init_args.size=16"
+    run("predict", "--config", "demo/probe_transformers.yaml", *model, few)
+    selected = "--data.init_args.train.init_args"
     run(
-        "fit", "--config", "demo/grpo_transformers.yaml", f"--model.init_args.backbone.name={tiny_folder}",
-        f"--data.init_args.encoder.model={tiny_folder}", "--data.init_args.train.init_args.size=16",
+        "fit", "--config", "demo/grpo_transformers.yaml", *model, f"{selected}.source.init_args.size=16",
+        f"{selected}.selection.low=0", f"{selected}.selection.high=8",
         *(f"--data.init_args.benchmarks.phantom_{kind}.init_args.size=4" for kind in ("text", "picture")),
         "--data.init_args.prompts_per_iteration=8", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
     )  # fmt: skip

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,61 @@ def test_equal_keys_give_equal_completions_whatever_else_is_asked(engine: Rollou
         assert [c.token_ids for c in alone.completions] == [c.token_ids for c in group.completions]
         fewer = engine.generate([sample], SamplingParams(n=1, temperature=0.9, max_tokens=12), keys=[key])[0]
         assert fewer.completions[0].token_ids == group.completions[0].token_ids
+
+
+def test_a_part_of_a_group_is_that_part(engine: RolloutEngine) -> None:
+    """Completions that are sampled later, or again, are those that the whole group has."""
+    for params in (replace(SAMPLING, n=5), replace(GREEDY, n=5)):
+        whole = engine.generate(SAMPLES, params, keys=KEYS)
+        for first, count in ((0, 2), (1, 1), (2, 3), (4, 1)):
+            keys = [replace(key, first=first) for key in KEYS]
+            parts = engine.generate(SAMPLES, replace(params, n=count), keys=keys)
+            for part, group in zip(parts, whole, strict=True):
+                expected = group.completions[first : first + count]
+                assert [c.token_ids for c in part.completions] == [c.token_ids for c in expected]
+                assert part.prompt_token_ids == group.prompt_token_ids
+        mixed = engine.generate(SAMPLES[:1] * 2, replace(params, n=1), keys=[replace(KEYS[0], first=f) for f in (3, 1)])
+        assert [g.completions[0].token_ids for g in mixed] == [whole[0].completions[i].token_ids for i in (3, 1)]
+
+
+def test_a_part_of_a_refused_group_is_refused(engine: RolloutEngine) -> None:
+    damaged = Sample("damaged", "Which side?", OPTIONS, "A", "Left", (b"no picture",))
+    (group,) = engine.generate([damaged], replace(SAMPLING, n=2), keys=[RolloutKey(7, 3, "damaged", first=4)])
+    assert [(c.text, c.finish_reason, c.error != "") for c in group.completions] == [("", "error", True)] * 2
+
+
+def test_identity_is_that_of_the_weights(engine: RolloutEngine, policy: Policy) -> None:
+    """The same for the same completions, another one for others; goes through JSON."""
+    engine.load_weights(hub_weights(policy), version=3)
+    before = engine.identity()
+    assert before["engine"] == type(engine).__name__
+    assert json.loads(json.dumps(before)) == before
+    engine.generate(SAMPLES, SAMPLING, keys=KEYS)
+    assert engine.identity() == before
+    if samples_weights(engine):
+        with changed(engine, policy, "visual"):
+            assert engine.identity() != before
+    engine.load_weights(hub_weights(policy), version=4)
+    assert engine.identity() == before
+
+
+def test_identity_changes_with_the_model(engine: RolloutEngine, encoder: PromptEncoder, tmp_path: Path) -> None:
+    """Of an engine that was only started; a copy of the model is the same model, wherever it lies."""
+    if not isinstance(engine, TransformersEngine):
+        pytest.skip(
+            "a scripted engine has no weights, and vLLM is started thrice in test_vllm_calls, where it is cheap"
+        )
+    identities = []
+    with torch.no_grad():
+        for number, factor in enumerate((1.0, 1.0, 1.2)):
+            folder = shutil.copytree(encoder.model, tmp_path / str(number))
+            copy = Policy(load_backbone(Backbone(str(folder))))
+            copy.base.lm_head.weight.mul_(factor)
+            copy.base.save_pretrained(folder)
+            started = TransformersEngine()
+            started.start(encoder, copy)
+            identities.append(started.identity())
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_other_keys_give_other_completions(engine: RolloutEngine) -> None:

@@ -14,12 +14,38 @@ from medvlt.data.phantom import Phantom
 from medvlt.errors import ConfigurationError
 
 
-@given(st.integers(0, 40), st.integers(1, 9))
-def test_each_question_once_over_all_ranks(count: int, ranks: int) -> None:
-    questions = list(range(count))
-    shares = [list(EachOnceSampler(questions, ranks, rank)) for rank in range(ranks)]
-    assert sorted(index for share in shares for index in share) == questions
-    assert [len(EachOnceSampler(questions, ranks, rank)) for rank in range(ranks)] == [len(share) for share in shares]
+def batches(count: int, ranks: int, batch_size: int) -> list[list[list[int]]]:
+    """The batches of every rank, as a DataLoader cuts them."""
+    shares = []
+    for rank in range(ranks):
+        sampler = EachOnceSampler(range(count), ranks, rank, batch_size)
+        indices = list(sampler)
+        assert len(sampler) == len(indices)
+        shares.append([indices[start : start + batch_size] for start in range(0, len(indices), batch_size)])
+    return shares
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 12))
+def test_each_question_once_over_all_ranks(count: int, ranks: int, batch_size: int) -> None:
+    shares = batches(count, ranks, batch_size)
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(count))
+    assert all(batch == list(range(batch[0], batch[-1] + 1)) for share in shares for batch in share)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12))
+def test_batches_do_not_depend_on_the_ranks(count: int, ranks: int, batch_size: int) -> None:
+    """Unless there is less than a batch for each."""
+    spread = sorted(batch for share in batches(count, ranks, batch_size) for batch in share)
+    if count > ranks * batch_size:
+        assert spread == batches(count, 1, batch_size)[0]
+    else:
+        assert max(map(len, spread)) - min(map(len, spread)) <= 1
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12))
+def test_every_rank_gets_a_question_if_there_are_enough(count: int, ranks: int, batch_size: int) -> None:
+    idle = sum(not share for share in batches(count, ranks, batch_size))
+    assert idle == max(0, ranks - count)
 
 
 def test_batches_name_their_benchmark(tiny_folder: Path) -> None:

@@ -43,8 +43,17 @@ def played(monkeypatch: pytest.MonkeyPatch, folder: Path, *, vllm: bool, control
 
 def test_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     commands = played(monkeypatch, tmp_path, vllm=True, control=False)
-    assert [c[0] for c in commands] == ["tiny", "validate", "fit", "validate", "export", "fit", "validate"]
-    assert commands[5][-1] == "demo/grpo.yaml"
+    assert [c[0] for c in commands] == [
+        "tiny",
+        "validate",
+        "fit",
+        "validate",
+        "export",
+        "predict",
+        "fit",
+        "validate",
+    ]
+    assert [commands[5][-1], commands[6][-1]] == ["demo/probe.yaml", "demo/grpo.yaml"]
     assert not Path("runs/demo/stale").exists()
     out = capsys.readouterr().out
     assert re.search(r"untrained .* 40\.0%.*30\.9% to 49\.8%", out)
@@ -54,12 +63,12 @@ def test_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "more SFT" not in out
 
 
-def test_the_control_has_the_seconds_of_grpo(
+def test_the_control_has_the_seconds_of_probing_and_grpo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = played(monkeypatch, tmp_path, vllm=True, control=True)
-    assert commands[7][commands[7].index("--trainer.max_time") + 1] == "00:00:02:05"
-    assert commands[8][0] == "validate"
+    assert commands[8][commands[8].index("--trainer.max_time") + 1] == "00:00:02:15"
+    assert commands[9][0] == "validate"
     out = capsys.readouterr().out
     assert "'SFT, then more SFT' against 'SFT': +5.0 points" in out
     assert "'SFT, then GRPO' against 'SFT, then more SFT': +10.0 points" in out
@@ -69,7 +78,7 @@ def test_without_vllm_the_live_policy_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = played(monkeypatch, tmp_path, vllm=False, control=False)
-    assert commands[5][-1] == "demo/grpo_transformers.yaml"
+    assert [commands[5][-1], commands[6][-1]] == ["demo/probe_transformers.yaml", "demo/grpo_transformers.yaml"]
     assert "vLLM is not installed" in capsys.readouterr().out
 
 
@@ -83,14 +92,30 @@ def test_the_evaluated_checkpoint_is_the_one_that_is_written(config: str, stage:
     assert written == f"runs/demo/{stage}/checkpoints/{stage}.ckpt"
 
 
-def test_the_twins_differ_in_the_engine_alone() -> None:
-    ours, twin = (
-        yaml.safe_load((config_dir() / "demo" / name).read_text()) for name in ("grpo.yaml", "grpo_transformers.yaml")
-    )
-    for settings in (ours, twin):
-        callback = settings["trainer"]["callbacks"][0]
+def test_what_is_selected_is_what_was_probed() -> None:
+    """The questions, the model and the ledger of the probe are those that GRPO names."""
+    for probe_name, grpo_name in (("probe", "grpo"), ("probe_transformers", "grpo_transformers")):
+        probe, grpo = (yaml.safe_load((config_dir() / f"demo/{n}.yaml").read_text()) for n in (probe_name, grpo_name))
+        train = grpo["data"]["init_args"]["train"]["init_args"]
+        (asked,) = probe["data"]["init_args"]["benchmarks"].values()
+        assert train["source"] == asked
+        sampler, ledger = (callback["init_args"] for callback in probe["trainer"]["callbacks"])
+        assert train["selection"]["ledger"] == ledger["path"]
+        assert 1 == train["selection"]["low"] < train["selection"]["high"] < sampler["sampling"]["n"]
+        assert probe["data"]["init_args"]["encoder"] == grpo["data"]["init_args"]["encoder"]
+        assert grpo["model"]["init_args"]["backbone"]["name"] == grpo["data"]["init_args"]["encoder"]["model"]
+
+
+@pytest.mark.parametrize(("ours", "twin"), demo.WITHOUT_VLLM.items())
+def test_the_twins_differ_in_the_engine_alone(ours: str, twin: str) -> None:
+    settings = [yaml.safe_load((config_dir() / name).read_text()) for name in (ours, twin)]
+    for setting in settings:
+        callback = setting["trainer"]["callbacks"][0]
         callback["class_path"] = callback["init_args"]["engine"] = None
-    assert ours == twin
+    if "probe" in ours:  # vLLM loads the model by itself, and the module needs none
+        assert settings[0].pop("model") == {"class_path": "RolloutModule"}
+        assert settings[1].pop("model")["init_args"]["backbone"]["name"] == "runs/demo/sft_model"
+    assert settings[0] == settings[1]
 
 
 def test_a_failed_step_stops_the_demo() -> None:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvlt.data.drops import DropReason
-from medvlt.data.mixture import Mixture, Subset
+from medvlt.data.mixture import Mixture, Subset, WithoutPictures
+from medvlt.data.phantom import Phantom
 from medvlt.data.samples import SampleSet, Source
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.types import Sample
@@ -170,3 +171,40 @@ def test_subset_shuffles_before_it_cuts() -> None:
     assert uids(Subset(Toy("a", 2), limit=5)) == ["a:0", "a:1"]
     with pytest.raises(ConfigurationError, match="limit"):
         Subset(Toy("a", 1), limit=0)
+
+
+class Watched(list[Sample]):
+    """Counts how often a whole sample is asked for, pictures and all."""
+
+    whole = 0
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override] # noqa: ANN001, ANN204
+        self.whole += 1
+        return super().__getitem__(index)
+
+    def light(self, index: int) -> Sample:
+        return super().__getitem__(index)
+
+
+def test_without_pictures_is_the_same_but_for_the_pictures() -> None:
+    seen = Mixture([Phantom("test", 4, modality="picture"), Phantom("test", 3, modality="text")])
+    blind = WithoutPictures(seen).load()
+    assert uids(WithoutPictures(seen)) == uids(seen)
+    assert list(blind) == [replace(one, images=()) for one in seen.load()]
+    assert sum(bool(one.images) for one in seen.load()) == 4
+    assert blind.report == seen.load().report
+    assert list(WithoutPictures(Subset(seen, limit=2)).load()) == list(blind[:2])
+
+
+def test_without_pictures_reads_none() -> None:
+    watched = Watched(replace(sample("a", i), images=(b"picture",)) for i in range(3))
+
+    @dataclass(frozen=True)
+    class Given(Source):
+        def load(self) -> SampleSet:
+            return SampleSet(watched)
+
+    blind = WithoutPictures(Given()).load()
+    assert [one.images for one in blind] == [blind.light(i).images for i in range(3)] == [(), (), ()]
+    assert list(blind.uids) == ["a:0", "a:1", "a:2"]
+    assert watched.whole == 0

@@ -147,6 +147,20 @@ def test_nothing_half_written(write: Writer, source: Any, name: str, tmp_path: P
     assert len(source(tmp_path / name).load()) == 2
 
 
+def test_further_files_come_and_go_with_a_saved_set(tmp_path: Path) -> None:
+    good = [replace(samples(tmp_path)[1], extra={})]
+    write_saved(good, tmp_path / "set", files={"README.md": b"one", "a.json": b"{}"})
+    assert (tmp_path / "set" / "README.md").read_bytes() == b"one"
+    assert len(datasets.load_from_disk(str(tmp_path / "set"))) == len(SavedDataset(tmp_path / "set").load()) == 1
+    for name in ("state.json", "../a", "a/b", "", ".."):
+        with pytest.raises(DataError, match="plain name"):
+            write_saved(good * 2, tmp_path / "set", files={name: b"two"}, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jpg", "set"]
+    write_saved(good, tmp_path / "set", files={"README.md": b"two"}, overwrite=True)
+    assert (tmp_path / "set" / "README.md").read_bytes() == b"two"
+    assert not (tmp_path / "set" / "a.json").exists()
+
+
 @pytest.mark.parametrize(("write", "source", "name"), FORMS)
 def test_what_no_format_holds(write: Writer, source: Any, name: str, tmp_path: Path) -> None:
     odd = replace(samples(tmp_path)[1], extra={"odd": {1, 2}})

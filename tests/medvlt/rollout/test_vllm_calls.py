@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from torch import Tensor
 from medvlt.data.encoder import PromptEncoder
 from medvlt.errors import EngineError
 from medvlt.rollout import vllm as engine_module
+from medvlt.rollout.store_identity import folder_fingerprint
 from medvlt.rollout.vllm import VLLMEngine
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
@@ -225,3 +227,24 @@ def test_a_start_that_fails_keeps_no_memory(engine: VLLMEngine, recorder: Record
     recorder.errors.clear()
     start(engine, tiny_folder)
     assert raised.value.__cause__ is not None
+
+
+def test_identity_is_the_folder_s_until_weights_are_loaded(
+    engine: VLLMEngine, recorder: Recorder, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = engine.identity()
+    assert folder["weights"] == folder_fingerprint(tiny_folder)
+    assert (folder["dtype"], folder["max_model_len"]) == ("float32", 2048)
+    engine.close()
+    start(engine, shutil.copytree(tiny_folder, tmp_path / "copy"))
+    assert engine.identity() == folder
+    engine.load_weights(TENSORS.items(), version=1)
+    loaded = engine.identity()
+    assert loaded != folder
+    engine.load_weights({name: tensor + 1 for name, tensor in TENSORS.items()}.items(), version=2)
+    assert engine.identity() != loaded
+    engine.load_weights(TENSORS.items(), version=3)
+    assert engine.identity() == loaded
+    engine.close()
+    start(engine, tiny_folder)
+    assert engine.identity() == folder

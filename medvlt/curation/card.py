@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets that say what they are: a saved folder with a data card and its provenance."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+import tempfile
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from medvlt import __version__
+from medvlt.data.decode import image_size
+from medvlt.data.drops import DropReason, ReadReport
+from medvlt.data.images import ImageLimits, image_token_count
+from medvlt.data.readers import PROGRESS_FROM
+from medvlt.data.samples import SampleSet
+from medvlt.data.writers import write_saved
+from medvlt.errors import DataError
+
+CARD, PROVENANCE, DROPS = "README.md", "provenance.json", "drops.jsonl"
+"""Names of the files that lie beside the rows."""
+
+NOTICE = "Research software, not for clinical use."
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def fingerprint(uids: Iterable[str]) -> str:
+    """Returns 16 hex digits that name a set of questions, whatever their order.
+
+    They are the first of SHA-256 over the sorted uids, each followed by a newline.
+
+    Example:
+        >>> fingerprint(["b", "a"]) == fingerprint(["a", "b"]) != fingerprint(["a"])
+        True
+    """
+    digest = hashlib.sha256()
+    for uid in sorted(uids):
+        digest.update(uid.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How some whole numbers are spread.
+
+    Attributes:
+        count: How many numbers there are.
+        least: The smallest.
+        median: The middle one; of two, the mean.
+        high: 95% of the numbers are at most this, between two of them by linear interpolation.
+        most: The largest.
+        mean: Their mean.
+    """
+
+    count: int
+    least: int
+    median: float
+    high: float
+    most: int
+    mean: float
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Spread:
+        """Returns the spread of at least one number."""
+        numbers = np.asarray(values)
+        median, high = np.quantile(numbers, (0.5, 0.95))
+        return cls(
+            len(numbers), int(numbers.min()), float(median), float(high), int(numbers.max()), float(numbers.mean())
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a data card says of a set.
+
+    Attributes:
+        questions: Questions in the set.
+        fingerprint: See `fingerprint`.
+        sources: Counts by `dataset_name`: "questions", "with pictures", "pictures", "with reasoning", "measured" (a
+            pass count is known).
+        labels: Number of options -> right letter -> questions.
+        lengths: Spread of each text's length, in characters and in words.
+        pictures: Spread of the sides in pixels and of the tokens that Qwen2.5-VL makes of a picture.
+        report: What became of the records.
+    """
+
+    questions: int
+    fingerprint: str
+    sources: Mapping[str, Mapping[str, int]]
+    labels: Mapping[int, Mapping[str, int]]
+    lengths: Mapping[str, Spread]
+    pictures: Mapping[str, Spread]
+    report: ReadReport
+
+    def summary(self) -> str:
+        """Returns the card in a few lines for a terminal."""
+        sources = ", ".join(f"{name} {counts['questions']:,}" for name, counts in self.sources.items())
+        labels: Counter[str] = Counter()
+        for counts in self.labels.values():
+            labels.update(counts)
+        shares = ", ".join(f"{label} {labels[label] / self.questions:.1%}" for label in sorted(labels))
+        lines = [
+            f"{self.questions:,} questions: {sources}",
+            f"right letter: {shares}",
+            f"fingerprint {self.fingerprint}",
+        ]
+        if sides := self.pictures.get("longer side (pixels)"):
+            lines.insert(2, f"{sides.count:,} pictures, longer side {sides.least} to {sides.most} pixels")
+        reasons = [*self.report.drops.most_common(), *left_out(self.report).most_common()]
+        if reasons:
+            words = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
+            lines.append(f"left out of {records_read(self.report):,} records: {words}")
+        return "\n".join(lines)
+
+
+def describe(samples: SampleSet) -> Facts:
+    """Counts and measures a set, one question at a time; of pictures only the headers are read.
+
+    Raises:
+        DataError: If a picture cannot be read any more.
+    """
+    limits = ImageLimits()
+    sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    labels: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    numbers: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+    pictures: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+    rows = track(
+        range(len(samples)),
+        description="describing",
+        transient=True,
+        console=Console(stderr=True),
+        disable=len(samples) <= PROGRESS_FROM,
+    )
+    for index in rows:
+        sample = samples[index]
+        counts = sources[sample.dataset_name or "(no name)"]
+        counts["questions"] += 1
+        counts["pictures"] += len(sample.images)
+        counts["with pictures"] += bool(sample.images)
+        counts["with reasoning"] += sample.reasoning is not None
+        counts["measured"] += sample.pass_count >= 0
+        labels[len(sample.options)][sample.answer_label or "(open)"] += 1
+        texts = [("question", sample.question), *(("option", text) for text in sample.options.values())]
+        for name, text in (*texts, *([("reasoning", sample.reasoning)] if sample.reasoning else [])):
+            numbers[f"{name} (characters)"].append(len(text))
+            numbers[f"{name} (words)"].append(len(text.split()))
+        for image in sample.images:
+            width, height = image_size(image)
+            pictures["longer side (pixels)"].append(max(width, height))
+            pictures["shorter side (pixels)"].append(min(width, height))
+            pictures["tokens (28 x 28 pixels)"].append(image_token_count(width, height, limits))
+    return Facts(
+        questions=len(samples),
+        fingerprint=fingerprint(samples.uids),
+        sources={name: dict(counts) for name, counts in sources.items()},
+        labels={number: dict(labels[number]) for number in sorted(labels)},
+        lengths={name: Spread.of(values) for name, values in numbers.items()},
+        pictures={name: Spread.of(values) for name, values in pictures.items()},
+        report=samples.report,
+    )
+
+
+def data_card(facts: Facts, *, title: str, provenance: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """Returns a data card in Markdown, with the header that the Hugging Face Hub reads.
+
+    Args:
+        facts: What `describe` found.
+        title: Name of the set.
+        provenance: How it was made; anything that JSON can hold, the rest as text.
+        notes: What a user of the set should know, one sentence each.
+    """
+    from huggingface_hub import DatasetCardData
+
+    pictures = any(counts["pictures"] for counts in facts.sources.values())
+    header = DatasetCardData(
+        pretty_name=title,
+        task_categories=["visual-question-answering" if pictures else "multiple-choice"],
+        size_categories=[next((name for limit, name in _SIZES if facts.questions < limit), "n>1M")],
+        tags=["medical", "medvlt"],
+    )
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {cell(title)}",
+        f"{NOTICE} {facts.questions:,} questions, fingerprint `{facts.fingerprint}`. Read it with "
+        "`datasets.load_from_disk`, or in a configuration with `SavedDataset`.",
+    ]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {cell(note)}" for note in notes)]
+    columns = ("questions", "with pictures", "pictures", "with reasoning", "measured")
+    parts += [
+        "## Sources",
+        _table(("source", *columns), [(name, *(c[key] for key in columns)) for name, c in facts.sources.items()]),
+        "Measured: a pass count is known.",
+        "## Right letters",
+        *(_label_table(number, labels) for number, labels in facts.labels.items()),
+        "## Lengths",
+        _spreads(facts.lengths),
+    ]
+    if facts.pictures:
+        parts += ["## Pictures", _spreads(facts.pictures)]
+    parts += ["## Left out", *_left_out(facts.report), "## Provenance", f"```json\n{_json(provenance)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_dataset(
+    samples: SampleSet,
+    output: str | Path,
+    *,
+    title: str,
+    provenance: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+) -> Facts:
+    """Writes a set as a folder for `datasets.load_from_disk`, with README.md, provenance.json and, if any, drops.jsonl.
+
+    All of it appears at once: a killed run leaves nothing under that name, nor harms what was there.
+
+    Args:
+        samples: The questions; they are read one at a time.
+        output: The folder.
+        title: Name of the set.
+        provenance: How it was made: source, settings, seeds, counts.
+        notes: What a user of the set should know, one sentence each.
+        files: Further files by name, such as a histogram.
+        overwrite: Whether a saved data set that lies there may be replaced.
+
+    Returns:
+        What the card says.
+
+    Raises:
+        DataError: If there is no question, or the folder exists or cannot be written.
+    """
+    output = Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    if not len(samples):
+        raise DataError(f"{samples.report.source}: no question is left to write to {output}; check what was asked for")
+    facts = describe(samples)
+    report = facts.report
+    record = {
+        "title": title,
+        "notice": NOTICE,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "medvlt": __version__,
+        "questions": facts.questions,
+        "fingerprint": facts.fingerprint,
+        "sources": {name: counts["questions"] for name, counts in facts.sources.items()},
+        "read": records_read(report),
+        "dropped": {reason.value: count for reason, count in report.drops.most_common()},
+        "left_out": dict(left_out(report).most_common()),
+        "notes": list(notes),
+        "provenance": provenance,
+    }
+    extra = {
+        CARD: data_card(facts, title=title, provenance=provenance, notes=notes).encode(),
+        PROVENANCE: (_json(record) + "\n").encode(),
+    }
+    if report.drops:
+        extra[DROPS] = _drop_log(report)
+    if taken := sorted(extra.keys() & (files or {}).keys()):
+        raise DataError(f"expected other names than {', '.join(extra)} for further files, got {', '.join(taken)}")
+    write_saved(samples, output, files=extra | dict(files or {}), overwrite=overwrite)
+    return facts
+
+
+def announce(facts: Facts, output: str | Path) -> None:
+    """Prints what was written and where; the end of every command that writes a set."""
+    print(f"{facts.summary()}\nwritten to {output}, data card {Path(output) / CARD}\n{NOTICE}")
+
+
+def refuse_existing(output: Path, *, overwrite: bool) -> None:
+    """Fails before hours of work rather than after them.
+
+    Raises:
+        DataError: If `output` exists and may not be replaced.
+    """
+    if output.exists() and not overwrite:
+        raise DataError(f"expected a new path, but {output} exists; choose another or set overwrite=true")
+
+
+def left_out(report: ReadReport) -> Counter[str]:
+    """Returns how many good questions were left out on purpose, by reason, as `SelectionReport` tells; parts included.
+
+    What cannot be used is in `report.drops` instead.
+    """
+    counts: Counter[str] = Counter(getattr(report, "left_out", {}))  # its class imports this module
+    for part in report.parts:
+        counts.update(left_out(part))
+    return counts
+
+
+def records_read(report: ReadReport) -> int:
+    """Returns how many stored records a set was made of: those of its parts, if it has any."""
+    return sum(map(records_read, report.parts)) if report.parts else report.read
+
+
+def cell(value: object, limit: int = 300) -> str:
+    """Returns a text that Markdown shows as it is, in one line, cut to `limit` characters."""
+    text = " ".join("".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in str(value)).split())
+    return _SPECIAL.sub(r"\\\1", text if len(text) <= limit else f"{text[:limit]} ...")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    sides = ["---:" if isinstance(value, int | float) else "---" for value in rows[0]]
+    lines = [head, sides, *rows]
+    return "\n".join("| " + " | ".join(_shown(value) for value in line) + " |" for line in lines)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else cell(value)
+
+
+def _label_table(number: int, labels: Mapping[str, int]) -> str:
+    total = sum(labels.values())
+    names = sorted(labels)
+    return _table(
+        ("options", "questions", *names), [(str(number), total, *(f"{labels[name] / total:.1%}" for name in names))]
+    )
+
+
+def _spreads(spreads: Mapping[str, Spread]) -> str:
+    head = ("what", "number", "least", "median", "95%", "most", "mean")
+    return _table(head, [(name, *asdict(spread).values()) for name, spread in spreads.items()])
+
+
+def _left_out(report: ReadReport) -> list[str]:
+    drops, chosen = report.drops, left_out(report)
+    said = f"{records_read(report):,} records read from {cell(report.source)}, {drops.total():,} could not be used."
+    if chosen:
+        said += f" {chosen.total():,} were left out on purpose: "
+        said += ", ".join(f"{cell(reason)} {count:,}" for reason, count in chosen.most_common()) + "."
+    if not drops:
+        return [said]
+    first: dict[DropReason, str] = {}
+    for _, drop in report.all_dropped():
+        first.setdefault(drop.reason, f"row {drop.row}: {drop.message}")
+    rows = [(reason.value, count, first[reason]) for reason, count in drops.most_common()]
+    return [said, _table(("reason", "records", "first"), rows), f"Every one is in `{DROPS}`."]
+
+
+def _drop_log(report: ReadReport) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, DROPS)
+        report.write_drop_log(path)
+        return path.read_bytes()
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, default=str)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A probe: one model with one prompt that was asked questions, to learn how hard they are for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from medvlt.curation.card import fingerprint
+from medvlt.errors import DataError
+
+COUNTS = ("n", "strict", "robust", "format", "truncated", "errors", "mean_tokens")
+"""Of a question in a probe: completions sampled; of these right by the grader of the reference's pass counts, right by
+the robust grader, in the asked format, cut at the token limit; completions that failed and are not in n; mean length in
+tokens."""
+
+COLUMNS = (*COUNTS, "pictures", "grader")
+"""Columns of a probe: `COUNTS`, the pictures that were shown with the question, and the grader's version."""
+
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""What a probe or a mark may be called."""
+
+_IDENTITY = ("model", "prompt", "seed", "sampling", "details")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One model with one prompt, asked some questions.
+
+    The fields up to `details` say what the counts depend on; the others follow from the counts, and `Ledger.with_probe`
+    fills them in.
+
+    Attributes:
+        name: Heads the columns; letters, digits, `_`, `-`, `.`.
+        model: Name or folder of the model that answered.
+        prompt: Name of the prompt template.
+        sampling: Settings of the sampling, `n` among them.
+        seed: Of the sampling.
+        details: Whatever else the completions depend on, such as a fingerprint of the weights.
+        pictures: Questions that were asked with a picture.
+        grader_version: Version of the grading rules; several, separated by commas, if the rows differ.
+        date: Day of the last change, ISO 8601.
+        questions: How many were asked.
+        fingerprint: Of the questions that were asked, see `medvlt.curation.card.fingerprint`.
+    """
+
+    name: str
+    model: str
+    prompt: str
+    sampling: Mapping[str, Any]
+    seed: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    pictures: int = 0
+    grader_version: str = ""
+    date: str = ""
+    questions: int = 0
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name) or self.name == "mark":
+            raise DataError(
+                f"a probe's name heads its columns: letters, digits, '_', '-', '.', not 'mark'; got {self.name!r}"
+            )
+        if not isinstance(self.sampling.get("n"), int) or self.sampling["n"] < 1:
+            raise DataError(f"probe {self.name!r}: sampling needs n, a whole number from 1 on, got {self.sampling}")
+
+    @property
+    def n(self) -> int:
+        """Completions that were asked for, of every question."""
+        return int(self.sampling["n"])
+
+    def differences(self, other: Probe) -> list[str]:
+        """Returns in words what differs, apart from n, in the settings that the completions depend on."""
+        mine, others = self._identity(), other._identity()
+        return [
+            f"{key} {mine.get(key)!r} and {others.get(key)!r}"
+            for key in sorted(mine.keys() | others.keys())
+            if mine.get(key) != others.get(key) and key != "sampling.n"
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        """As JSON gives it back, where a tuple equals the list that it is read as; nested names joined by dots."""
+        return dict(_flat(json.loads(json.dumps({name: getattr(self, name) for name in _IDENTITY}))))
+
+
+def described(probe: Probe, columns: Mapping[str, Sequence[Any]]) -> Probe:
+    """Returns the probe with what follows from the columns of its ledger."""
+    asked = [uid for uid, n in zip(columns["uid"], columns[f"{probe.name}/n"], strict=True) if n is not None]
+    return replace(
+        probe,
+        pictures=sum(bool(number) for number in columns[f"{probe.name}/pictures"]),
+        grader_version=",".join(sorted({grader for grader in columns[f"{probe.name}/grader"] if grader is not None})),
+        questions=len(asked),
+        fingerprint=fingerprint(asked),
+    )
+
+
+def check_row(probe: Probe, uid: str, row: Mapping[str, Any]) -> None:
+    """Raises DataError if the counts of a question are incomplete or impossible."""
+    if strange := row.keys() ^ set(COLUMNS):
+        raise DataError(
+            f"probe {probe.name!r}, question {uid}: missing or unknown columns {', '.join(sorted(strange))}"
+        )
+    counts = {name: row[name] for name in ("strict", "robust", "format", "truncated")}
+    if row["n"] + row["errors"] != probe.n or not all(0 <= count <= row["n"] for count in counts.values()):
+        raise DataError(
+            f"probe {probe.name!r}, question {uid}: expected n + errors = {probe.n} and every count in 0..n, got "
+            f"{dict(row)}"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+
+from callbacks import RolloutCallback
+from callbacks.rollout_settings import prompt_encoder, rollout_identity
+from datamodules import BenchmarkDataModule, SFTDataModule
+from lightning_modules import RolloutModule, SFTModule
+from medvlt.data.encoder import PromptEncoder
+from medvlt.data.phantom import Phantom
+from medvlt.errors import ConfigurationError
+from medvlt.models.loading import Backbone
+from medvlt.models.optimization import Optimization
+from medvlt.rollout.scripted import ScriptedEngine
+from medvlt.types import SamplingParams
+
+
+def quiet_trainer(folder: Path, callback: RolloutCallback) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, max_epochs=1,
+        enable_model_summary=False, callbacks=[callback], default_root_dir=folder,
+    )  # fmt: skip
+
+
+def test_a_store_is_refused_where_weights_move(tiny_folder: Path, tmp_path: Path) -> None:
+    callback = RolloutCallback(ScriptedEngine(["A"]), store=str(tmp_path / "store"))
+    data = SFTDataModule(Phantom("train", 4), PromptEncoder(str(tiny_folder)), global_batch_size=2)
+    with pytest.raises(ConfigurationError, match="`fit` moves them; leave store out"):
+        quiet_trainer(tmp_path, callback).fit(SFTModule(Backbone(str(tiny_folder)), Optimization()), data)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_identity_has_all_but_the_number_of_completions(tiny_folder: Path, tmp_path: Path) -> None:
+    def identity(n: int, top_p: float) -> dict[str, object]:
+        callback = RolloutCallback(ScriptedEngine(["A"]), SamplingParams(n=n, top_p=top_p), seed=5)
+        data = BenchmarkDataModule(PromptEncoder(str(tiny_folder)), {"b": Phantom("test", 2)})
+        trainer, module = quiet_trainer(tmp_path, callback), RolloutModule()
+        trainer.validate(module, data, verbose=False)
+        found, about = rollout_identity(callback, trainer, module)
+        assert json.loads(json.dumps(found)) == found
+        assert about["model"] == str(tiny_folder)
+        return found
+
+    assert identity(1, 0.5) == identity(3, 0.5) != identity(1, 0.6)
+    assert identity(1, 0.5).keys() == {"engine", "precision", "sampling", "seed", "prompt"}
+
+
+def test_a_run_without_an_encoder_is_told_what_is_missing(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, RolloutCallback(ScriptedEngine(["A"])))
+    with pytest.raises(ConfigurationError, match="needs the prompt encoder of a data module"):
+        prompt_encoder(trainer)

@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine against an endpoint with faults; `test_openai_server.py` has it against a real one."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import secrets
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from medvlt.data.encoder import PromptEncoder
+from medvlt.errors import ConfigurationError, EngineError
+from medvlt.rollout.base import RolloutEngine
+from medvlt.rollout.openai import OpenAIEngine
+from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
+
+if TYPE_CHECKING:
+    FaultyServer = Any  # in conftest.py, which cannot be imported
+
+pytest.importorskip("openai", reason="the extra api is not installed")
+
+ENCODER = PromptEncoder(template="clean")
+OPTIONS = {"A": "Left", "B": "Right"}
+QUICK = {"retry_wait_seconds": 0.01, "timeout_seconds": 20.0}
+ONE = SamplingParams(max_tokens=50)
+
+
+def questions(count: int) -> list[Sample]:
+    return [Sample(f"q:{i}", f"Question number {i}?", OPTIONS, "A", "Left") for i in range(count)]
+
+
+def keys(samples: list[Sample], first: int = 0) -> list[RolloutKey]:
+    return [RolloutKey(42, -1, sample.uid, first) for sample in samples]
+
+
+def texts(groups: list[RolloutGroup]) -> list[list[str]]:
+    return [[completion.text for completion in group.completions] for group in groups]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_LOG", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def build(faulty: FaultyServer) -> Iterator[Callable[..., OpenAIEngine]]:
+    """Returns a started engine that asks the endpoint with faults."""
+    built: list[OpenAIEngine] = []
+
+    def make(**settings: Any) -> OpenAIEngine:
+        engine = OpenAIEngine("m", **{"base_url": faulty.url, **QUICK, **settings})
+        built.append(engine)
+        engine.start(ENCODER, None)
+        return engine
+
+    yield make
+    for engine in built:
+        engine.close()
+
+
+def answer(engine: OpenAIEngine, count: int = 1, params: SamplingParams = ONE) -> list[RolloutGroup]:
+    samples = questions(count)
+    return engine.generate(samples, params, keys=keys(samples))
+
+
+class TestSampling:
+    def test_is_a_rollout_engine(self) -> None:
+        assert isinstance(OpenAIEngine("m"), RolloutEngine)
+
+    def test_one_request_per_completion_with_a_seed_of_its_own_in_order(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        samples = questions(7)
+        groups = build().generate(samples, SamplingParams(n=3, max_tokens=50), keys=keys(samples))
+        assert [group.sample.uid for group in groups] == [sample.uid for sample in samples]
+        for group, key in zip(groups, keys(samples), strict=True):
+            for index, completion in enumerate(group.completions):
+                seed = key.sample_seed(index) >> 32
+                assert completion.text == f"<think> {seed} </think>\n<answer> A </answer>"
+                assert faulty.answered[ENCODER.wording.prompt_text(group.sample), seed] == 1
+        assert len(faulty.requests) == 21
+        assert {request["max_tokens"] for request in faulty.requests} == {50}
+
+    def test_part_of_a_group_is_what_it_is_in_the_whole(self, build: Callable[..., OpenAIEngine]) -> None:
+        engine, samples = build(), questions(2)
+        whole = texts(engine.generate(samples, SamplingParams(n=4), keys=keys(samples)))
+        part = texts(engine.generate(samples[1:], SamplingParams(n=2), keys=keys(samples[1:], first=1)))
+        assert part == [whole[1][1:3]]
+
+    def test_greedy_asks_once_and_repeats_the_completion(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        (group,) = answer(build(), params=SamplingParams(n=3, temperature=0))
+        assert len(faulty.requests) == 1
+        assert len(group.completions) == 3
+        assert len(set(group.completions)) == 1
+
+    def test_an_empty_call_asks_nothing(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        assert build().generate([], ONE, keys=[]) == []
+        assert faulty.requests == []
+
+    def test_concurrency_is_reached_and_kept(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        answer(build(concurrency=5), 60)
+        assert 2 <= faulty.together <= 5
+
+    def test_the_rate_is_kept(self, build: Callable[..., OpenAIEngine]) -> None:
+        began = time.monotonic()
+        engine = build(requests_per_minute=1200)
+        answer(engine, 11)
+        assert time.monotonic() - began >= 10 * 0.05
+        assert engine.usage.waiting_seconds > 0
+
+    def test_prompts_that_cannot_be_built_are_refused_and_not_sent(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        engine, good = build(), questions(2)
+        damaged = Sample("damaged", "Which side?", OPTIONS, "A", "Left", (b"no picture",))
+        samples = [good[0], damaged, good[1]]
+        groups = engine.generate(samples, SamplingParams(n=2), keys=keys(samples))
+        assert [c.finish_reason for c in groups[1].completions] == ["error"] * 2
+        assert texts([groups[0], groups[2]]) == texts(engine.generate(good, SamplingParams(n=2), keys=keys(good)))
+        assert engine.refused == {"corrupt_image": 1}
+        assert engine.usage.prompts_refused == 2
+        assert len(faulty.requests) == 8
+
+    def test_more_questions_than_prompts_are_kept(self, build: Callable[..., OpenAIEngine]) -> None:
+        assert len(texts(answer(build(concurrency=2), 12, SamplingParams(n=2)))) == 12
+
+    def test_tokens_and_cost_are_counted_and_told(
+        self,
+        build: Callable[..., OpenAIEngine],
+        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        engine = build(prompt_price=1e6, completion_price=1e6)
+        with caplog.at_level(logging.INFO, "medvlt"):
+            (group, _) = answer(engine, 2)
+            engine.close()
+        assert group.completions[0].length == 7
+        assert (engine.usage.prompt_tokens, engine.usage.completion_tokens) == (22, 14)
+        for told in (caplog.text, capsys.readouterr().err):  # of the call, and in all
+            assert "2 requests: 2 answered" in told
+            assert "cost 36.00" in told
+
+
+class TestFaults:
+    @pytest.mark.parametrize(
+        "fault",
+        ["429", "408", "409", "500", "502", "503", "529", "502 html", "no json", "empty", "no choices", "no message",
+         "no reason", "a list", "null", "reset", "cut"],
+    )  # fmt: skip
+    def test_what_may_pass_is_tried_again(
+        self, fault: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: fault if attempt <= 2 else ""
+        engine = build()
+        (group,) = answer(engine)
+        assert group.completions[0].finish_reason == "stop"
+        assert (engine.usage.attempts, engine.usage.retries, engine.usage.answered) == (3, 2, 1)
+
+    @pytest.mark.parametrize("fault", ["stalled", "silent", "trickling"])
+    def test_a_reply_that_does_not_end_is_ended(
+        self, fault: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: fault if attempt == 1 else ""
+        began = time.monotonic()
+        (group,) = answer(build(timeout_seconds=1.0))
+        assert group.completions[0].finish_reason == "stop"
+        assert 1 <= time.monotonic() - began < 5
+
+    def test_retry_after_is_honoured_by_all_requests(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        came: list[float] = []
+
+        def fault(body: dict[str, Any], attempt: int) -> str:
+            came.append(time.monotonic())
+            return {1: "429 for a second", 2: "slow"}.get(len(came), "")
+
+        faulty.fault = fault
+        answer(build(concurrency=2), 5)
+        assert len(came) == 6
+        assert all(later - came[0] >= 1 for later in came[2:])  # also those that were not turned away themselves
+
+    @pytest.mark.parametrize(
+        ("fault", "kind"), [("500", "server_error"), ("no choices", "malformed"), ("429", "rate_limit")]
+    )
+    def test_what_fails_for_good_ends_as_an_error_with_its_reason(
+        self, fault: str, kind: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: fault if "number 1?" in body["messages"][0]["content"] else ""
+        engine = build(max_attempts=3)
+        groups = answer(engine, 3)
+        failed = groups[1].completions[0]
+        assert (failed.finish_reason, failed.text, failed.token_ids) == ("error", "", ())
+        assert failed.error.startswith(f"{kind}: ")
+        assert failed.error.endswith("(after 3 attempts)")
+        assert [group.completions[0].finish_reason for group in groups] == ["stop", "error", "stop"]
+        assert engine.usage.failed == {kind: 1}
+        assert engine.usage.attempts == 2 + 2 * 3  # once more in the second pass
+        assert engine.refused == {kind: 1}
+
+    def test_the_second_pass_comes_after_all_others(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        def fault(body: dict[str, Any], attempt: int) -> str:
+            return "500" if attempt <= 2 and "number 0?" in body["messages"][0]["content"] else ""
+
+        faulty.fault = fault
+        groups = answer(build(max_attempts=2, concurrency=1), 5)
+        assert all(group.completions[0].finish_reason == "stop" for group in groups)
+        assert "number 0?" in faulty.requests[-1]["messages"][0]["content"]
+
+    @pytest.mark.parametrize("fault", ["400", "413", "422"])
+    def test_a_prompt_the_endpoint_refuses_is_not_sent_again(
+        self, fault: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: fault
+        engine = build()
+        (group,) = answer(engine)
+        assert group.completions[0].error == f"bad_request: HTTP {fault}: no: {fault}"
+        assert len(faulty.requests) == 1
+        assert engine.usage.failed == {"bad_request": 1}
+
+    def test_a_filtered_reply_is_an_error_of_one_completion(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        filtered = {"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}
+        first = keys(questions(1))[0].sample_seed(0) >> 32
+        faulty.fault = lambda body, attempt: filtered if body["seed"] == first else ""
+        engine = build()
+        (group,) = answer(engine, params=SamplingParams(n=2))
+        assert [completion.finish_reason for completion in group.completions] == ["error", "stop"]
+        assert engine.usage.failed == {"content_filter": 1}
+        assert len(faulty.requests) == 2
+        assert engine.refused == {}  # the prompt did get a completion
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize("fault", ["401", "402", "403", "404"])
+    def test_a_refused_key_stops_the_run_at_once(
+        self, fault: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: fault
+        engine = build(concurrency=4)
+        with pytest.raises(
+            EngineError, match=rf"HTTP {fault}: no: {fault}\. Check the key in .* OPENAI_API_KEY, .*/v1"
+        ):
+            answer(engine, 100)
+        assert len(faulty.requests) <= 4
+        assert engine.usage.failed == {"given_up": 100}
+
+    def test_what_is_under_way_then_is_not_waited_for(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: "401" if len(faulty.requests) == 4 else "silent"
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="HTTP 401"):
+            answer(build(concurrency=4), 100)
+        assert time.monotonic() - began < 10  # the time-out is 20 seconds
+
+    def test_an_empty_account_stops_the_run(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "quota"
+        with pytest.raises(EngineError, match=r"HTTP 429: pay\. The account has nothing left"):
+            answer(build(concurrency=4), 100)
+
+    def test_web_pages_stop_the_run(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "html"
+        with pytest.raises(EngineError, match=r"expected JSON from http://127.*, got an HTML page.*ends in /v1"):
+            answer(build(), 100)
+
+    def test_an_endpoint_that_was_never_reached_stops_the_run(self, build: Callable[..., OpenAIEngine]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        with pytest.raises(EngineError, match=f"{url}/ was never reached, connection: .*Check base_url"):
+            answer(build(base_url=url, max_attempts=2), 100)
+
+    def test_nothing_but_failures_stops_the_run(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "400"
+        with pytest.raises(EngineError, match=r"10 requests in a row failed \(bad_request x 10\).*Check sampling"):
+            answer(build(give_up_after=10, concurrency=4), 100)
+        assert len(faulty.requests) <= 14
+
+    def test_what_was_answered_before_is_kept(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "500" if len(faulty.requests) > 20 else ""
+        engine = build(give_up_after=5, concurrency=4, max_attempts=1)
+        groups = answer(engine, 100)
+        reasons = [group.completions[0].finish_reason for group in groups]
+        assert reasons.count("stop") == 20
+        assert "given_up: not asked" in groups[-1].completions[0].error
+        assert engine.usage.answered == 20
+        assert engine.usage.failed.total() == 80
+        with pytest.raises(EngineError, match="5 requests in a row failed"):  # and the next call finds out anew
+            answer(engine, 100)
+
+    def test_prompts_that_are_refused_later_do_not_stop_the_run(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: "400" if len(faulty.requests) > 20 else ""
+        engine = build(give_up_after=5, concurrency=4)
+        answer(engine, 60)
+        assert engine.usage.failed == {"bad_request": 40}
+
+    def test_failures_between_replies_do_not_stop_the_run(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: "500" if len(faulty.requests) % 2 else ""
+        engine = build(give_up_after=3, concurrency=1, max_attempts=1, retry_passes=0)
+        answer(engine, 20)
+        assert engine.usage.failed == {"server_error": 10}
+
+    def test_closing_ends_a_call(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "silent"
+        engine = build()
+        threading.Timer(0.3, engine.close).start()
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="closed while it sampled"):
+            answer(engine, 5)
+        assert time.monotonic() - began < 5
+
+    def test_an_interrupt_cancels_what_is_under_way(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        faulty.fault = lambda body, attempt: "silent"
+        engine = build(concurrency=2)
+
+        def interrupt(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("rich.progress.Progress.update", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            answer(engine, 50)
+        asked = len(faulty.requests)
+        faulty.fault = lambda body, attempt: ""
+        monkeypatch.undo()
+        assert answer(engine, 1)[0].completions[0].finish_reason == "stop"
+        assert asked <= 2
+        assert len(faulty.requests) == asked + 1  # nothing of the first call goes on
+
+
+class TestLife:
+    def test_a_closed_engine_says_so_and_can_be_started_again(self, build: Callable[..., OpenAIEngine]) -> None:
+        engine = build()
+        engine.start(ENCODER, None)  # changes nothing
+        before = threading.active_count()
+        engine.close()
+        engine.close()
+        assert threading.active_count() < before
+        with pytest.raises(EngineError, match="not started, or was closed"):
+            answer(engine)
+        engine.start(ENCODER, None)
+        assert answer(engine)[0].completions[0].finish_reason == "stop"
+
+    def test_sleep_and_wake_do_nothing(self, build: Callable[..., OpenAIEngine]) -> None:
+        engine = build()
+        for step in (engine.sleep, engine.sleep, engine.wake, engine.wake):
+            step()
+        assert answer(engine)[0].completions[0].finish_reason == "stop"
+
+    def test_weights_are_refused(self) -> None:
+        with pytest.raises(EngineError, match=r"cannot be replaced.*RolloutModule"):
+            OpenAIEngine("m").load_weights([], version=1)
+
+    def test_the_identity_holds_what_completions_depend_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+        one = OpenAIEngine("m", "http://a/v1", extra_body={"reasoning_effort": "high"}).identity()
+        assert one["model"] == "m"
+        assert "sk-secret" not in repr(one)
+        assert (
+            one == OpenAIEngine("m", "http://a/v1", concurrency=2, extra_body={"reasoning_effort": "high"}).identity()
+        )
+        others = [OpenAIEngine("m2", "http://a/v1"), OpenAIEngine("m", "http://b/v1"), OpenAIEngine("m", "http://a/v1")]
+        assert all(other.identity() != one for other in others)
+
+    @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "/v1"])
+    def test_bad_addresses_are_refused(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="base_url must begin with http"):
+            OpenAIEngine("m", url)
+
+
+class TestKey:
+    KEY = f"sk-{secrets.token_hex(8)}/{secrets.token_hex(8)}"
+
+    def test_a_key_is_needed_without_an_address(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"OTHER_KEY holds no key; set it \(export OTHER_KEY=\.\.\.\)"):
+            OpenAIEngine("m", api_key_variable="OTHER_KEY").start(ENCODER, None)
+
+    def test_it_is_sent(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OTHER_KEY", f"{self.KEY}\n")  # as `cat file` leaves it
+        answer(build(api_key_variable="OTHER_KEY"))
+        assert f"authorization: bearer {self.KEY}\r\n" in faulty.headers.lower()
+
+    def test_a_key_in_place_of_a_name_or_in_an_address_is_refused_and_not_shown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for settings in (
+            {"api_key_variable": self.KEY},
+            {"base_url": f"https://user:{self.KEY}@host/v1"},
+            {"base_url": f"https://host/v1?key={self.KEY}"},
+        ):
+            with pytest.raises(ConfigurationError) as caught:
+                OpenAIEngine("m", **settings)  # type: ignore[arg-type]
+            assert self.KEY not in str(caught.value)
+        for name, value in (
+            ("OPENAI_BASE_URL", f"https://u:{self.KEY}@host/v1"),
+            ("OPENAI_API_KEY", f"{self.KEY} \x07b"),
+        ):
+            monkeypatch.setenv(name, value)
+            with pytest.raises(ConfigurationError) as caught:
+                OpenAIEngine("m").start(ENCODER, None)
+            assert self.KEY not in str(caught.value)
+            monkeypatch.delenv(name)
+
+    def test_it_is_shown_nowhere_whatever_happens(
+        self,
+        build: Callable[..., OpenAIEngine],
+        faulty: FaultyServer,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """Every kind of failure, with bodies and errors that repeat the key, at the level of INFO."""
+        monkeypatch.setenv("OPENAI_API_KEY", self.KEY)
+        names = [
+            "",
+            "400",
+            "401",
+            "404",
+            "429",
+            "quota",
+            "500",
+            "html",
+            "502 html",
+            "empty",
+            "cut",
+            "reset",
+            "echo",
+            "silent",
+        ]
+        seen: list[str] = []
+        escaped = self.KEY.replace("/", "\\/")  # as some servers write JSON
+        echoes = {
+            "in a reply": {"choices": [{"message": self.KEY, "finish_reason": "stop"}]},
+            "as a reason": {"choices": [{"message": {"content": ""}, "finish_reason": self.KEY}]},
+            "in an error": (401, f'{{"error": {{"message": "wrong key {self.KEY}"}}}}'),
+            "in an escaped error": (401, f'{{"error": {{"message": "wrong key {escaped}"}}}}'),
+            "in a text": (500, f"wrong key {self.KEY}"),
+        }
+        with caplog.at_level(logging.INFO):
+            for name in [*names, *echoes]:
+                faulty.fault = lambda body, attempt, name=name: echoes.get(name, name)  # type: ignore[misc]
+                engine = build(max_attempts=2, give_up_after=2, timeout_seconds=0.3)
+                try:
+                    groups = answer(engine, 3)
+                    seen += [completion.error for group in groups for completion in group.completions]
+                except EngineError as error:
+                    seen += traceback.format_exception(error)
+                engine.close()
+                seen += [repr(engine), repr(vars(engine)), repr(engine.identity()), repr(engine.usage)]
+        captured = capfd.readouterr()
+        everything = "\n".join([*seen, caplog.text, captured.out, captured.err])
+        assert self.KEY not in everything
+        assert "HTTP 401: wrong key ***" in everything
+        assert "Question number" not in caplog.text + captured.out + captured.err  # nor any prompt
+
+
+class TestManyRequests:
+    """Each request ends once; what the server says it answered is what came back."""
+
+    FAULTS = (
+        *(["429"] * 3 + ["500"] * 3),
+        *("503", "html", "502 html", "no json", "empty", "no choices", "no message", "reset", "cut", "slow"),
+    )
+
+    @pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+    def test_every_request_is_accounted_for_and_none_twice(
+        self, count: int, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        def fault(body: dict[str, Any], attempt: int) -> str:
+            text, seed = body["messages"][0]["content"], body["seed"]
+            draw = random.Random(f"{text} {seed} {attempt}")
+            if seed % 97 == 0:
+                return "400"
+            if seed % 89 == 0:
+                return "500"
+            if draw.random() < 2 / count:
+                return draw.choice(["stalled", "429 for a second"])
+            return draw.choice(self.FAULTS) if draw.random() < 0.3 else ""
+
+        faulty.fault = fault
+        engine = build(concurrency=64, timeout_seconds=4.0)
+        samples = questions(count // 4)
+        groups = engine.generate(samples, SamplingParams(n=4), keys=keys(samples))
+        usage = engine.usage
+        expected = {"stop": 0, "bad_request": 0, "server_error": 0}
+        for group, key in zip(groups, keys(samples), strict=True):
+            question = ENCODER.wording.prompt_text(group.sample)
+            assert len(group.completions) == 4
+            for index, completion in enumerate(group.completions):
+                seed = key.sample_seed(index) >> 32
+                kind = "bad_request" if seed % 97 == 0 else "server_error" if seed % 89 == 0 else "stop"
+                expected[kind] += 1
+                if kind == "stop":
+                    assert completion.text.startswith(f"<think> {seed} </think>")
+                    assert faulty.answered[question, seed] == 1
+                else:
+                    assert completion.error.startswith(kind)
+                    assert faulty.answered[question, seed] == 0
+        assert faulty.answered.total() == usage.answered == expected["stop"]
+        assert usage.failed == {kind: expected[kind] for kind in ("bad_request", "server_error")}
+        assert usage.requests == count == usage.answered + usage.failed.total()
+        assert usage.attempts == faulty.seen.total()
+        assert expected["bad_request"] > 0 < expected["server_error"]
+
+
+def test_no_file_imports_the_client_when_it_is_imported_itself() -> None:
+    folder = Path(__file__).resolve().parents[3] / "medvlt" / "rollout"
+    files = list(folder.glob("openai*.py"))
+    assert len(files) >= 6
+    for file in files:
+        assert not re.search(r"^\s*(import|from) (openai|httpx)", file.read_text(), re.MULTILINE), file
