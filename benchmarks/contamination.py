@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Planted near-duplicates of questions and pictures: how many `medvlt data decontaminate` finds, by kind of change.
 
-    python benchmarks/contamination.py [--data ../shared/data] [--seed 1] [--plants 100] [--speed] [--pairs out.jsonl]
+    python benchmarks/contamination.py [--data ../shared/data] [--seed 3] [--plants 100] [--speed] [--pairs out.jsonl]
 
 Texts: evaluation questions are changed and hidden among real training questions. Pictures: each changed picture is
 looked up among all originals; a plant counts as found only if it is matched with its own original. Without the data
 folder, generated questions and pictures take their place. Beside it stand the usual checks: the reference's (fuzzy
 ratio of at least 95 between the whole prompt, options included, and the bare evaluation question), md5, and pHash.
-Matches between sets that were not planted are listed, to be looked at. Thresholds were chosen on seed 0. `--speed` times
-100,000 made-up questions against 8,000. Seconds are processor seconds of one thread. Research software, not for
+Matches between sets that were not planted are listed, to be looked at. Thresholds were not chosen on seed 3. `--speed`
+times 100,000 made-up questions against 8,000. Seconds are processor seconds of one thread. Research software, not for
 clinical use.
 """
 
@@ -45,10 +45,10 @@ SYNONYMS = {
     "seen": "found", "false": "incorrect", "true": "correct",
 }  # fmt: skip
 ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split(" ")
-TENS = "x x twenty thirty forty fifty sixty seventy eighty ninety".split(" ")
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 def spelled(number: int) -> str:
@@ -251,7 +251,7 @@ def unplanted_texts(sets: dict[str, list[Sample]]) -> Iterator[dict[str, object]
     for (one, left), (other, right) in itertools.combinations(sets.items(), 2):
         for match in match_texts([s.question for s in left], [s.question for s in right]):
             first, second = left[match.train], right[match.evaluation]
-            scores = [round(value, 3) for value in (match.similarity, match.containment, match.phrases)]
+            scores = [round(value, 3) for value in (match.similarity, match.containment, match.phrases, match.letters)]
             yield {
                 "sets": [one, other], "exact": match.exact, "scores": scores, "uids": [first.uid, second.uid],
                 "texts": [first.question, second.question],
@@ -301,7 +301,7 @@ def read(data: Path) -> tuple[dict[str, list[Sample]], dict[str, Image.Image]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--plants", type=int, default=100, help="of each sort")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--pairs", type=Path, help="JSON Lines of the matches that nobody planted")
@@ -325,9 +325,7 @@ def main() -> None:
     unplanted = list(unplanted_texts(sets))
     compared = sum(len(a) for a, _ in itertools.combinations(sets.values(), 2))
     seconds = time.process_time() - start
-    print(
-        f"\nMatches of texts that nobody planted: {len(unplanted)} ({seconds / compared * 1000:.2f} s for 1,000 questions)"
-    )
+    print(f"\nMatches of texts that nobody planted: {len(unplanted)} ({seconds / compared * 1000:.2f} s for 1,000)")
     for pair in sorted(unplanted, key=lambda pair: pair["scores"], reverse=True):
         print(f"- {' / '.join(pair['sets'])} {pair['scores']}{' exact' if pair['exact'] else ''}")
         print("\n".join(f"  - {' '.join(text.split())[:150]}" for text in pair["texts"]))
@@ -337,9 +335,9 @@ def main() -> None:
     matches = PictureIndex(described).find(described)
     end = time.process_time()
     print(
-        f"\nMatches among the {len(pictures)} pictures, of {len(pictures) * (len(pictures) - 1) // 2:,} pairs "
-        f"({(middle - start) / len(pictures) * 1000:.1f} s to hash 1,000, {(end - middle) / len(pictures) * 1000:.1f} s to "
-        "look them up)"
+        f"\nMatches among the {len(pictures)} pictures, of {len(pictures) * (len(pictures) - 1) // 2:,} pairs ("
+        f"{(middle - start) / len(pictures) * 1000:.1f} s to hash 1,000, {(end - middle) / len(pictures) * 1000:.1f} s "
+        "to look them up)"
     )
     for match in matches:
         if match.train < match.evaluation:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch.distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +24,7 @@ import datamodules
 import lightning_modules
 from medvlt.curation import m23k, pmc_vqa, select
 from medvlt.data import mixture, phantom, sources
+from medvlt.distributed import world
 from medvlt.errors import ConfigurationError, own_words, readable
 from medvlt.losses import policy
 from medvlt.paths import check_sibling
@@ -107,6 +109,8 @@ def run(args: Sequence[str]) -> None:
         raise ConfigurationError(f"{readable(str(error))}\n(options: medvlt {args[0]} --help)") from error
     except MisconfigurationException as error:  # Lightning's own word for settings that contradict one another
         raise ConfigurationError(str(error)) from error
+    if world()[0] > 1:  # a process that ends with gloo's threads alive was seen to abort, with all its work done
+        torch.distributed.destroy_process_group()
 
 
 def check_writable(folder: Path) -> None:

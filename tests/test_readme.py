@@ -42,6 +42,17 @@ def test_the_printing_command_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "class_path: lightning_modules.SFTModule" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "line", re.findall(r"^    (medvlt data [^#\n]+?) *(?:#.*)?$", README.replace("\\\n", ""), re.MULTILINE)
+)
+def test_data_commands_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if " my_" in line:
+        pytest.skip("its file is the reader's own")
+    with pytest.raises(SystemExit) as caught:
+        main([*shlex.split(line)[1:], "--print_config"])
+    assert not caught.value.code, capsys.readouterr().err
+
+
 def test_the_map_names_what_is_there() -> None:
     for row in re.findall(r"^\| (`[^|]+`) \|", README.split("## Map of the house")[1].split("## ")[0], re.MULTILINE):
         for name in re.findall(r"`([^`]+)`", row):

@@ -61,8 +61,8 @@ class Pair:
         evaluation_set: Name of the evaluation set.
         evaluation_uid: The question of that set that is most like it.
         kind: How they match.
-        scores: Of texts: similarity, containment, phrases. Of pictures: agreement, and wording, the likeness of the two
-            texts. All in [0, 1].
+        scores: Of texts: similarity, containment, phrases, letters. Of pictures: agreement, and wording, the likeness
+            of the two texts. All in [0, 1].
         train_text: What the training question asks.
         evaluation_text: What the evaluation question asks.
         others: How many further questions of the set it matches in this way.
@@ -337,7 +337,7 @@ class _Found:
         wordless = len(ours.pop("", ())) + len(theirs.pop("", ()))
         groups, others = list(ours.values()), list(theirs.values())
         for match in match_texts(list(ours), list(theirs), rule):
-            scores = {name: getattr(match, name) for name in ("similarity", "containment", "phrases")}
+            scores = {name: getattr(match, name) for name in ("similarity", "containment", "phrases", "letters")}
             rank = max(match.similarity, match.containment if match.phrases >= rule.phrases else 0.0)
             for index in groups[match.train]:
                 for place in others[match.evaluation]:

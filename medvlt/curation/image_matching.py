@@ -40,9 +40,9 @@ SIDE = 64
 PictureKind = Literal["same_picture_bytes", "same_picture_pixels", "near_picture"]
 
 _HASH_SIDE, _FREQUENCIES = 32, 8
-_ROUNDS = 10  # of refinement, at each level
+_ROUNDS = 8  # of refinement, at each level
 _STARTS = 3  # windows from which each pair is refined
-_LEVELS = ((3.0, 1.0, 2, 0.3), (2.0, 0.5, 2, 0.4), (2.0, 0.7, 1, -1.0))
+_LEVELS = ((3.0, 1.0, 2, 0.45), (2.0, 0.5, 2, 0.5), (2.0, 0.7, 1, -1.0))
 """Blurs between which structure counts, in pixels; pixels pooled into one; agreement below which a pair is given up."""
 _OVERLAP, _STRETCH = 0.7, 0.6  # least share laid on one another, largest change of the map (Frobenius norm)
 _MOST_ALIGNED = 256  # pairs of squares that are refined together: more fall out of the processor's cache
@@ -211,17 +211,19 @@ def agreement(cut: Tensor, whole: Tensor, start: Tensor) -> Tensor:
     pairs = torch.arange(count).repeat_interleave(starts)
     first = maps = start.flatten(0, 1)
     for coarse, fine, shrink, least in _LEVELS:
-        left, right = (_band(F.avg_pool2d(squares, shrink), coarse, fine)[pairs] for squares in (cut, whole))
+        scores = torch.full((count,), -1.0)  # a pair that was given up has none
+        if not len(pairs):
+            break
+        alive, place = torch.unique(pairs, return_inverse=True)
+        left, right = (_band(F.avg_pool2d(squares[alive], shrink), coarse, fine)[place] for squares in (cut, whole))
         maps = _refine(left, right, maps)
         moved, inside = _sample(right, maps)
         level = _correlation(left.flatten(1), moved.flatten(1), inside.flatten(1))
         change = torch.linalg.matrix_norm(maps[:, :, :2] - first[:, :, :2])
         level = torch.where((inside.flatten(1).mean(1) >= _OVERLAP) & (change <= _STRETCH), level, -1.0)
-        scores = torch.full((count,), -1.0).scatter_reduce(0, pairs, level, "amax")
+        scores = scores.scatter_reduce(0, pairs, level, "amax")
         good = (level >= least) & (level == scores[pairs])  # only the best start of a pair goes on
         pairs, maps, first = pairs[good], maps[good], first[good]
-        if not len(pairs):
-            break
     return scores
 
 
@@ -257,8 +259,8 @@ def _places(side: int) -> Tensor:
 def _sample(images: Tensor, maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor]:
     """Returns the images at the mapped places, and where these lie inside, both (B, side, side)."""
     side = side or images.shape[-1]
-    grid = F.affine_grid(maps, [len(maps), 1, side, side], align_corners=False)
-    inside = ((grid.abs() <= 1).all(-1)).float()
+    grid = (_places(side).flatten(0, 1) @ maps.transpose(1, 2)).reshape(-1, side, side, 2)
+    inside = (grid.abs().amax(-1) <= 1).float()
     return F.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0], inside
 
 

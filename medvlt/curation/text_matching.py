@@ -6,7 +6,7 @@ number, in digits or in words, is the same word, `#`. A word weighs w = ln(1 + N
 of both sides hold it, so that "which of the following" weighs little and a diagnosis much.
 
 1. Candidates. A text is the set of its words and of its pairs of neighbours. Those that few evaluation texts hold, and
-   the 8 rarest of each text, are looked up in an index (a product of sparse matrices). Texts that share 30% of the
+   the 8 rarest of each text, are looked up in an index (a product of sparse matrices). Texts that share 20% of the
    weight looked up go on: of the heavier text, or of the lighter one if it is long enough to be looked for in others.
 2. Confirmation. Words pair up if they are equal, or if one typing error lies between them (a letter more, less or
    changed, or two exchanged; 5 letters or more). With W(x) the weight of the words of x, W(a, b) that of the paired:
@@ -14,6 +14,7 @@ of both sides hold it, so that "which of the following" weighs little and a diag
        similarity  = W(a, b) / (W(a) + W(b) - W(a, b))         (weighted Jaccard)
        containment = W(a, b) / min(W(a), W(b))                 (the lighter text inside the other)
        phrases     = share of the pairs of neighbours of the text with fewer of them that the other one has, too
+       letters     = 1 - (letters to insert or leave out to turn a into b) / (letters of both)     (rapidfuzz ratio)
 
 Words are compared as sets, so the order of clauses does not count. In scripts without blanks between words, only equal
 texts are found.
@@ -53,14 +54,15 @@ _NUMBER_WORDS = _LINKED.union(
 _RARE = 400  # a feature in more evaluation texts than this finds nothing by itself
 _FEWEST = 8  # but the rarest features of a text are always looked up
 _CHUNK = 2_000  # training texts whose candidates are in memory together
-_CANDIDATE = 0.3  # share of the looked-up weight that a candidate has in common
+_CANDIDATE = 0.2  # share of the looked-up weight that a candidate has in common
 
 
 @dataclass(frozen=True)
 class TextRule:
     """When two questions count as the same text; see `medvlt.curation.text_matching` for the measures.
 
-    Two texts match if they are alike as a whole, or if one is a part of the other: cut off, or put behind an abstract.
+    Two texts match if they are alike as a whole, by words or by letters, or if one is a part of the other: cut off, or
+    put behind an abstract.
     Long texts have more ways to be worded anew, and are alike by chance less often, so less likeness is asked of them.
     The defaults are measured, see `benchmarks/contamination.py`.
 
@@ -71,17 +73,19 @@ class TextRule:
         containment: Share of the shorter text's weight that the longer one must have to hold it, in (0, 1].
         phrases: Share of the shorter text's neighbouring words that must be neighbours there as well, in (0, 1].
         min_words: Fewest different words of a text that is looked for inside others; shorter ones are inside too many.
+        letters: Likeness by letters from which two texts match, in (0, 1]: short ones with several typing errors.
     """
 
     similarity: float = 0.65
     long_similarity: float = 0.5
     long_words: int = 30
     containment: float = 0.85
-    phrases: float = 0.6
+    phrases: float = 0.8
     min_words: int = 8
+    letters: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("similarity", "long_similarity", "containment", "phrases"):
+        for name in ("similarity", "long_similarity", "containment", "phrases", "letters"):
             if not 0 < (value := getattr(self, name)) <= 1:
                 raise ConfigurationError(f"{name} must be in (0, 1], got {value}")
         for name in ("long_words", "min_words"):
@@ -92,7 +96,8 @@ class TextRule:
         """Returns whether two texts match, of which the one with fewer different words has `fewest`."""
         whole = self.long_similarity if fewest >= self.long_words else self.similarity
         part = fewest >= self.min_words and match.phrases >= self.phrases
-        return match.exact or match.similarity >= whole or (part and match.containment >= self.containment)
+        alike = match.exact or match.similarity >= whole or match.letters >= self.letters
+        return alike or (part and match.containment >= self.containment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class TextMatch:
         similarity: See the module; in [0, 1].
         containment: See the module; in [0, 1].
         phrases: See the module; in [0, 1].
+        letters: See the module; in [0, 1].
     """
 
     train: int
@@ -114,6 +120,7 @@ class TextMatch:
     similarity: float
     containment: float
     phrases: float
+    letters: float
 
 
 def words(text: str) -> list[str]:
@@ -203,7 +210,8 @@ class _Scorer:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = weights
-        self.osa = require("rapidfuzz.distance", extra="curation").OSA.distance
+        distance = require("rapidfuzz.distance", extra="curation")
+        self.osa, self.indel = distance.OSA.distance, distance.Indel.normalized_similarity
 
     def weight(self, found: Iterable[str]) -> float:
         return math.fsum(self.weights[word] for word in found)  # whatever the order of the words
@@ -223,6 +231,7 @@ class _Scorer:
             similarity=min(1.0, shared / (left + right - shared)),
             containment=min(1.0, shared / min(left, right)),
             phrases=len(a.pairs & b.pairs) / len(pairs) if pairs else 0.0,
+            letters=self.indel(a.key, b.key),
         )
 
     def _typing_errors(self, left: frozenset[str], right: frozenset[str]) -> Iterator[tuple[str, str]]:

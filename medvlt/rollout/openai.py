@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -230,6 +230,8 @@ class OpenAIEngine(RolloutEngine):
             if missing := usage.requests - usage.answered - usage.failed.total() - usage.prompts_refused:
                 usage.failed[GIVEN_UP.kind] += missing  # the call ends with an error
             self.usage.add(usage)
+        if failed := [(group.sample.uid, c.error) for group in groups for c in group.completions if c.error]:
+            logger.warning("%d completions stay empty; the first, of question %s: %s", len(failed), *failed[0])
         logger.info("%s in %.0f s: %s", client.url, time.monotonic() - began, self._summary(usage))
         return groups
 
@@ -314,11 +316,9 @@ class OpenAIEngine(RolloutEngine):
                 console=console, transient=True, disable=total <= PROGRESS_FROM or not console.is_terminal
             ) as bar:
                 task = bar.add_task(f"asking {self.model}", total=total)
-                while True:
-                    try:
-                        return future.result(timeout=0.5)
-                    except TimeoutError:
-                        bar.update(task, completed=ended)
+                while not wait([future], timeout=0.5).done:
+                    bar.update(task, completed=ended)
+            return future.result()
         except CancelledError as error:
             raise EngineError("the engine was closed while it sampled") from error
         except BaseException:
@@ -347,11 +347,6 @@ class OpenAIEngine(RolloutEngine):
                 usage.failed[kind] += 1
             else:
                 usage.answered += 1
-        if failures:
-            error = next(completion.error for completion in completions if completion.error)
-            logger.warning(
-                "question %s: %d of %d completions stay empty: %s", sample.uid, len(failures), len(completions), error
-            )
         if len(failures) == len(completions):
             self.refused[failures[0]] += 1
         return RolloutGroup(sample, prompt, tuple(completions) * (n // len(completions)))

@@ -68,6 +68,7 @@ class EndpointClient:
         self._reached = False  # whether anything ever came back
         self._warned = False  # that it was not
         self._pages = 0  # web pages among what came back
+        self._again = False  # whether only what failed before is asked
         self._in_a_row = 0
         self._row: Counter[str] = Counter()
 
@@ -114,7 +115,8 @@ class EndpointClient:
         self._in_a_row, self._row = 0, Counter()
         try:
             for number in range(1 + self._limits.retry_passes):
-                if number:
+                self._again = number > 0
+                if self._again:
                     places = [i for i, o in enumerate(outcomes) if isinstance(o, Failure) and o.retry]
                     ended = _nothing
                     if places:
@@ -205,7 +207,7 @@ class EndpointClient:
                     f"{self.url} was never reached, {failure.text}. Check base_url, that the server runs, and that a "
                     "proxy lets it through"
                 )
-        elif failure.kind == "bad_request":
+        elif failure.kind == "bad_request" or (self._again and failure.kind != "connection"):
             return  # of this prompt: others were answered
         self._in_a_row += 1
         self._row[failure.kind] += 1

@@ -278,8 +278,8 @@ class CompletionStore:
             )
         found.token_ids = token_ids
         for stored in fine:
-            number = stored.pop("sample")
-            completion = Completion(sampler_logprobs=(), **stored | {"token_ids": tuple(stored["token_ids"])})
+            number = stored["sample"]
+            completion = _completion(stored)
             if found.completions.setdefault(number, completion) != completion:
                 raise DataError(
                     f"{question}: completion {number} differs between {self.folder / found.shards[number]} and "
@@ -301,7 +301,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
                 raise pa.ArrowInvalid("it has other columns than a shard of completions")
             yield file
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); delete it, and its completions are sampled again") from error
+        raise DataError(
+            f"{path} cannot be read ({' '.join(str(error).split())}); delete it, and its completions are sampled again"
+        ) from error
 
 
 def _schema() -> pa.Schema:
@@ -340,6 +342,18 @@ def _storable(group: RolloutGroup) -> RolloutGroup:
         for c in group.completions
     ]
     return replace(group, completions=tuple(completions))
+
+
+def _completion(stored: Mapping[str, Any]) -> Completion:
+    return Completion(
+        token_ids=tuple(stored["token_ids"]),
+        text=stored["text"],
+        sampler_logprobs=(),
+        finish_reason=stored["finish_reason"],
+        version=stored["version"],
+        error=stored["error"],
+        reported_tokens=stored["reported_tokens"],
+    )
 
 
 def _row(benchmark: str, group: RolloutGroup, digest: str, first: int) -> dict[str, Any]:

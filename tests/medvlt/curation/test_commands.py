@@ -60,7 +60,16 @@ def test_an_unknown_option_is_one_message(words: str, capsys: pytest.CaptureFixt
 
 def test_sources_go_by_their_short_names_and_mistakes_are_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = ended(
-        capsys, "select", "--source", "JSONLines", "--source.path", "nowhere.jsonl", "--ledger", "no.parquet"
+        capsys,
+        "select",
+        "--source",
+        "JSONLines",
+        "--source.path",
+        "nowhere.jsonl",
+        "--ledger",
+        "no.parquet",
+        "--output",
+        "x",
     )
     assert code == 2
     assert "nowhere.jsonl" in err or "no.parquet" in err

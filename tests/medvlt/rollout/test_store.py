@@ -172,6 +172,12 @@ def test_the_same_question_in_two_benchmarks_is_two(tmp_path: Path) -> None:
     assert opened(tmp_path).questions == 4
 
 
+def test_the_same_question_twice_in_a_batch(tmp_path: Path) -> None:
+    samples = [*questions(2), *questions(1)]
+    for _ in range(2):
+        assert kept(complete(opened(tmp_path), Engine(), samples)) == whole(samples)
+
+
 def test_another_prompt_is_an_error_unless_all_of_it_failed(tmp_path: Path) -> None:
     complete(opened(tmp_path), Engine([("q:1", number) for number in range(4)]), questions(2))
     with pytest.raises(DataError, match=r"question q:0 of b has other words, options or pictures"):
