@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import datetime
 import logging
-import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.rollout import RolloutCallback
-from callbacks.rollout_settings import rollout_identity
+from callbacks.rollout_settings import (
+    asked_uids,
+    check_asked_once,
+    is_limited,
+    model_name,
+    prompt_encoder,
+    rollout_identity,
+    rollout_of,
+)
+from medvlt.console import wide_console
 from medvlt.curation.histogram import by_source, histogram_table
 from medvlt.curation.ledger import Ledger, Probe, update_ledger
 from medvlt.data.batches import PromptBatch
@@ -59,13 +65,12 @@ class PassCountLedger(Callback):
         """Refuses a run that cannot give whole counts, before a model is loaded."""
         if stage != "predict":
             return
-        limit = trainer.limit_predict_batches
-        if isinstance(limit, int) or limit != 1.0:  # fast_dev_run sets it too; 1 is one batch, 1.0 is all of them
+        if is_limited(trainer):
             raise ConfigurationError(
-                f"limit_predict_batches={limit} asks only a part of the questions, which the ledger would not show; "
-                "take a part in the data (Subset with limit), or leave PassCountLedger out"
+                f"limit_predict_batches={trainer.limit_predict_batches} asks only a part of the questions, which the "
+                "ledger would not show; take a part in the data (Subset with limit), or leave PassCountLedger out"
             )
-        sampling = self._rollout(trainer).sampling
+        sampling = rollout_of(trainer, "PassCountLedger").sampling
         if sampling.n > 1 and sampling.temperature == 0:
             raise ConfigurationError(
                 f"sampling: {sampling.n} completions at temperature 0 are {sampling.n} times the same; set temperature "
@@ -75,12 +80,7 @@ class PassCountLedger(Callback):
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the ledger can take the probe; the engine has started by now, wherever its callback stands."""
         self._rows, self._questions = {}, {}
-        twice = [uid for uid, number in self._asked(trainer).items() if number > 1]
-        if twice:
-            raise ConfigurationError(
-                f"data.benchmarks has {len(twice)} questions more than once, such as {', '.join(twice[:3])}; the "
-                "ledger counts a question once: name each source once, or let Mixture leave out what is there twice"
-            )
+        check_asked_once(trainer, "PassCountLedger")
         self._described = together(lambda: self._describe(trainer, pl_module))
         together(lambda: self._check_ledger(trainer) if trainer.is_global_zero else None)
 
@@ -104,34 +104,16 @@ class PassCountLedger(Callback):
         rows = {uid: row for share, _ in shares for uid, row in share.items()}
         questions = {uid: question for _, share in shares for uid, question in share.items()}
         times = Counter(uid for share, _ in shares for uid in share)
-        check_coverage(times, self._asked(trainer), rows, n=self._rollout(trainer).sampling.n)
+        check_coverage(times, asked_uids(trainer), rows, n=rollout_of(trainer, "PassCountLedger").sampling.n)
         together(lambda: self._write(rows, questions) if trainer.is_global_zero else None)
 
-    def _rollout(self, trainer: Trainer) -> RolloutCallback:
-        callbacks: Sequence[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        found = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
-        if not found:
-            raise ConfigurationError(
-                "PassCountLedger needs completions: add RolloutCallback or VLLMRolloutCallback to trainer.callbacks"
-            )
-        return found[0]
-
-    def _asked(self, trainer: Trainer) -> Counter[str]:
-        """Uid of every question of the loaders, over all ranks, to how many times it is there."""
-        loaders: Any = trainer.predict_dataloaders
-        asked: Counter[str] = Counter()
-        for loader in loaders if isinstance(loaders, list) else [loaders]:
-            asked.update(loader.dataset.uids)
-        return asked
-
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
-        rollout = self._rollout(trainer)
-        encoder = trainer.datamodule.encoder  # type: ignore[attr-defined]  # without it nothing can be sampled
-        backbone = getattr(getattr(pl_module, "backbone", None), "name", None)
+        rollout = rollout_of(trainer, "PassCountLedger")
+        encoder = prompt_encoder(trainer)
         identity, _ = rollout_identity(rollout, trainer, pl_module)
         return Probe(
             name=self.probe,
-            model=str(getattr(rollout.engine, "model", None) or backbone or encoder.model),
+            model=model_name(rollout, trainer, pl_module),
             prompt=encoder.template if isinstance(encoder.template, str) else "custom",
             sampling=asdict(rollout.sampling),
             seed=rollout.seed,
@@ -142,7 +124,7 @@ class PassCountLedger(Callback):
 
     def _check_ledger(self, trainer: Trainer) -> None:
         if self.path.exists() and self._described is not None:
-            Ledger.read(self.path).check_probe(self._described, self._asked(trainer))
+            Ledger.read(self.path).check_probe(self._described, asked_uids(trainer))
 
     def _write(self, rows: Mapping[str, Mapping[str, Any]], questions: Mapping[str, tuple[str, int | str]]) -> None:
         assert self._described is not None
@@ -229,7 +211,7 @@ def print_counts(probe: Probe, rows: Mapping[str, Mapping[str, Any]], names: Map
             Text(name or "(no name)"), f"{counts['questions']:,}", f"{counts['n']:,}",
             *(f"{share:.1%}" for share in shares), f"{counts['errors']:,}",
         )  # fmt: skip
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = wide_console()
     console.print(table)
     if whole := {uid: int(row["strict"]) for uid, row in rows.items() if not row["errors"]}:
         bins = by_source(whole, {uid: name or "(no name)" for uid, name in names.items()}, probe.n)

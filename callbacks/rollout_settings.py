@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from medvlt import __version__
 from medvlt.data.encoder import PromptEncoder
+from medvlt.data.samples import SampleSet
 from medvlt.errors import ConfigurationError
-from medvlt.models.policy import Policy
 from medvlt.rollout.store_identity import encoder_identity
 from medvlt.rollout.transformers import TransformersEngine
 
@@ -91,6 +93,71 @@ def prompt_encoder(trainer: Trainer) -> PromptEncoder:
     return encoder
 
 
+def rollout_of(trainer: Trainer, needed_by: str) -> RolloutCallback:
+    """Returns the rollout callback of a run.
+
+    Args:
+        trainer: The Trainer.
+        needed_by: Name of the callback that needs its completions.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    from callbacks.rollout import RolloutCallback  # it imports this module
+
+    callbacks: Sequence[object] = trainer.callbacks  # type: ignore[attr-defined]
+    found = next((callback for callback in callbacks if isinstance(callback, RolloutCallback)), None)
+    if found is None:
+        raise ConfigurationError(
+            f"{needed_by} needs completions: add RolloutCallback or VLLMRolloutCallback to trainer.callbacks"
+        )
+    return found
+
+
+def is_limited(trainer: Trainer) -> bool:
+    """Returns whether a predict run asks only a part of the questions: a limit of 1 is one batch, 1.0 is all of them.
+
+    `fast_dev_run` sets the limit too.
+    """
+    limit = trainer.limit_predict_batches
+    return isinstance(limit, int) or limit != 1.0
+
+
+def predict_sets(trainer: Trainer) -> list[SampleSet]:
+    """Returns the questions of the predict loaders, whole, as every rank has them, one set per loader."""
+    loaders: Any = trainer.predict_dataloaders
+    sets = [loader.dataset for loader in (loaders if isinstance(loaders, list | tuple) else [loaders])]
+    return [samples if isinstance(samples, SampleSet) else SampleSet(samples) for samples in sets]
+
+
+def asked_uids(trainer: Trainer) -> Counter[str]:
+    """Returns the uid of every question of the predict loaders, over all ranks, to how often it is there."""
+    return Counter(uid for samples in predict_sets(trainer) for uid in samples.uids)
+
+
+def check_asked_once(trainer: Trainer, needed_by: str) -> None:
+    """Refuses questions that the predict loaders have more than once.
+
+    Args:
+        trainer: The Trainer.
+        needed_by: Name of the callback that takes a question once.
+
+    Raises:
+        ConfigurationError: If there are such questions.
+    """
+    if twice := [uid for uid, number in asked_uids(trainer).items() if number > 1]:
+        raise ConfigurationError(
+            f"data.benchmarks has {len(twice)} questions more than once, such as {', '.join(twice[:3])}; {needed_by} "
+            "takes a question once: name each source once, or let Mixture leave out what is there twice"
+        )
+
+
+def model_name(callback: RolloutCallback, trainer: Trainer, pl_module: LightningModule) -> str:
+    """Returns the name of the model that answers: the engine's own, else the module's backbone, else the encoder's."""
+    backbone = getattr(getattr(pl_module, "backbone", None), "name", None)
+    return str(getattr(callback.engine, "model", None) or backbone or prompt_encoder(trainer).model)
+
+
 def rollout_identity(
     callback: RolloutCallback, trainer: Trainer, pl_module: LightningModule
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,7 +173,7 @@ def rollout_identity(
     encoder = prompt_encoder(trainer)
     identity = {
         "engine": callback.engine.identity(),
-        "precision": trainer.precision if isinstance(getattr(pl_module, "policy", None), Policy) else "",
+        "precision": trainer.precision if isinstance(callback.engine, TransformersEngine) else "",  # others have theirs
         "sampling": {name: value for name, value in asdict(callback.sampling).items() if name != "n"},
         "seed": callback.seed,
         "prompt": encoder_identity(encoder),

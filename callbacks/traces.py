@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -13,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from rich.table import Table
 
-from callbacks.rollout import RolloutCallback
-from callbacks.rollout_settings import rollout_identity
-from medvlt.curation.card import PROVENANCE, write_dataset
+from callbacks.rollout_settings import (
+    asked_uids,
+    check_asked_once,
+    is_limited,
+    model_name,
+    predict_sets,
+    rollout_identity,
+    rollout_of,
+)
+from medvlt.console import wide_console
+from medvlt.curation.card import PROVENANCE, fingerprint, write_dataset
 from medvlt.curation.distill import TraceChoice, TracedSamples, TraceStatus, choose_trace
 from medvlt.curation.selection import SelectionReport
 from medvlt.data.batches import PromptBatch
 from medvlt.data.files import replacing
 from medvlt.data.samples import Chain, SampleSet
-from medvlt.distributed import gather, together
+from medvlt.distributed import gather_to_first, together
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION
 
@@ -55,9 +61,11 @@ class TeacherTraces(Callback):
 
     Failed requests stay in every denominator. The set is written although some failed, since a provider may refuse a
     few questions for ever; its card and the terminal then call it incomplete. Run the same command again: with a
-    `store` on the RolloutCallback only what is missing is asked for, and the set is written anew. What lies at `output`
-    and was not written here is never replaced, nor is a complete set by a part; that is found out before anything is
-    sampled.
+    `store` on the RolloutCallback only what is missing is asked for, and the set is written anew.
+
+    What lies at `output` is never replaced if it was not written here, or has another teacher or other questions; that
+    is found out before anything is sampled. Nor is a complete set replaced by an incomplete one, or an incomplete set
+    by one that has fewer traces; then nothing is written and the run ends with an error.
 
     Hooks used: `setup`, `on_predict_start`, `on_predict_batch_end`, `on_predict_end`.
 
@@ -68,27 +76,37 @@ class TeacherTraces(Callback):
             everything written all the same.
 
     Raises:
-        ConfigurationError: If a setting is out of range, or `output` holds something else.
-        DataError: At the end: if a question was lost or asked twice, no trace was found, or too many requests failed.
+        ConfigurationError: If a setting is out of range, a question is there twice, or `output` holds something else.
+        DataError: At the end: if a question was lost or asked twice, no trace was found, too many requests failed, or
+            what lies at `output` is worth more.
     """
 
     def __init__(self, output: str | Path, teacher: str | None = None, max_failed_share: float = 0.05) -> None:
         if not 0 <= max_failed_share <= 1:
             raise ConfigurationError(f"max_failed_share must be in [0, 1], got {max_failed_share}")
         self.output = Path(output)
+        self.status = self.output.with_name(f"{self.output.name}.status.jsonl")
         self.teacher = teacher
         self.max_failed_share = max_failed_share
         self._choices: list[TraceChoice] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks whether `output` may be written, before a request is paid for."""
-        if stage == "predict":
-            _rollout(trainer)
-            check_replaceable(self.output, partial=is_limited(trainer))
+        """Looks whether `output` may be written, before a model is loaded or a request is paid for."""
+        if stage != "predict":
+            return
+        rollout_of(trainer, "TeacherTraces")
+        before = written_before(self.output)
+        if is_limited(trainer) and before is not None and before["complete"]:
+            raise ConfigurationError(
+                f"TeacherTraces.output: {self.output} is complete, and limit_predict_batches asks only a part of the "
+                "questions; choose another path"
+            )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
+        """Starts anew, once the questions and the teacher are known to be those of what lies at `output`."""
         self._choices = []
+        check_asked_once(trainer, "TeacherTraces")
+        together(lambda: self._check_origin(trainer, pl_module) if trainer.is_global_zero else None)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -101,30 +119,47 @@ class TeacherTraces(Callback):
             self._choices.append(choose_trace(batch.benchmark, group, verdicts))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers what all ranks chose, checks that no question is missing, writes and reports."""
-        choices = list(chain.from_iterable(gather(self._choices)))
+        """Gathers what all ranks chose on rank 0, checks that no question is missing, writes and reports."""
+        choices = list(chain.from_iterable(gather_to_first(self._choices)))
         self._choices = []
         together(lambda: self._finish(trainer, pl_module, choices) if trainer.is_global_zero else None)
 
+    def _check_origin(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Returns what a run starts from: its teacher, and the fingerprint of all its questions.
+
+        Raises:
+            ConfigurationError: If a set lies at `output` that starts from something else.
+        """
+        teacher = self.teacher or model_name(rollout_of(trainer, "TeacherTraces"), trainer, pl_module)
+        origin = {"teacher": teacher, "questions": fingerprint(asked_uids(trainer))}
+        before = written_before(self.output)
+        for name, value in origin.items():
+            if before is not None and before.get(name) != value:
+                raise ConfigurationError(
+                    f"TeacherTraces.output: {self.output} was written with {name} {before.get(name)!r}, and this run "
+                    f"has {value!r}; choose another output, or delete that set"
+                )
+        return origin
+
     def _finish(self, trainer: Trainer, pl_module: LightningModule, found: Sequence[TraceChoice]) -> None:
-        sets = asked_sets(trainer)
-        expected = {name: samples.uids for name, samples in sets.items()}
-        choices, missing = in_order(found, expected, partial=is_limited(trainer))
-        status = self.output.with_name(f"{self.output.name}.status.jsonl")
-        with replacing(status, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(choice.to_json()) + "\n" for choice in choices)
+        origin = self._check_origin(trainer, pl_module)  # once more: another run may have written since
+        questions = SampleSet(Chain(predict_sets(trainer)))
+        choices, missing = in_order(found, questions.uids, partial=is_limited(trainer))
         counts = trace_counts(choices) | {"questions_not_asked": missing}
         self._report(trainer, counts)
         kept = [choice for choice in choices if choice.status is TraceStatus.TRACE]
+        self._check_nothing_lost(trainer, counts)
         if not kept:
+            self._write_status(choices)
             raise DataError(
                 f"no trace for any of {counts['questions']} questions, so {self.output} is not written: "
                 + ", ".join(f"{_MEANING[status]} {counts[status.value]}" for status in _MEANING if counts[status.value])
-                + f"; {status} has every question with what became of it"
+                + f"; {self.status} has every question with what became of it"
                 + (f". {again(trainer)}" if counts["requests_failed"] else "")
             )
-        self._write(trainer, pl_module, sets, kept, counts)
-        logger.info("traces written to %s, what became of each question to %s", self.output, status)
+        self._write(trainer, pl_module, questions, kept, counts, origin)
+        self._write_status(choices)
+        logger.info("traces written to %s, what became of each question to %s", self.output, self.status)
         share = counts["requests_failed"] / counts["requests"]
         if share > self.max_failed_share:
             raise DataError(
@@ -133,30 +168,44 @@ class TeacherTraces(Callback):
                 f"{len(kept)} traces there are, marked as incomplete. {again(trainer)}"
             )
 
+    def _check_nothing_lost(self, trainer: Trainer, counts: Mapping[str, int]) -> None:
+        """Raises DataError if a set lies at `output` that is worth more than what this run would put in its place."""
+        before = written_before(self.output)
+        if before is None:
+            return
+        trace = TraceStatus.TRACE.value
+        had = before["counts"][trace]
+        if is_incomplete(counts) and (before["complete"] or counts[trace] < had) or not counts[trace]:
+            raise DataError(
+                f"this run has {counts[trace]} traces, {counts['requests_failed']} of {counts['requests']} requests "
+                f"failed and {counts['questions_not_asked']} questions were not asked; {self.output} holds "
+                f"{'all' if before['complete'] else 'a part'} of an earlier run with {had} traces, and stays as it is, "
+                f"with its status file. {again(trainer)} To keep this run apart, choose another output"
+            )
+
+    def _write_status(self, choices: Sequence[TraceChoice]) -> None:
+        with replacing(self.status, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(choice.to_json()) + "\n" for choice in choices)
+
     def _write(
-        self, trainer: Trainer, pl_module: LightningModule, sets: Mapping[str, SampleSet],
-        kept: Sequence[TraceChoice], counts: Mapping[str, int],
+        self, trainer: Trainer, pl_module: LightningModule, questions: SampleSet, kept: Sequence[TraceChoice],
+        counts: Mapping[str, int], origin: Mapping[str, str],
     ) -> None:  # fmt: skip
-        complete = not (counts["requests_failed"] or counts["questions_not_asked"])
-        rollout = _rollout(trainer)
-        identity, about = rollout_identity(rollout, trainer, pl_module)
-        teacher = self.teacher or getattr(rollout.engine, "model", None) or about["model"]
-        questions = SampleSet(Chain([*sets.values()]))
-        position = {uid: index for index, uid in reversed(list(enumerate(questions.uids)))}  # of repeats the first
-        chosen = {choice.uid: choice for choice in reversed(kept)}
-        order = sorted(chosen, key=position.__getitem__)
-        base = questions.select(position[uid] for uid in order)
-        reports = tuple(samples.report for samples in sets.values())
+        complete, teacher = not is_incomplete(counts), origin["teacher"]
+        rollout = rollout_of(trainer, "TeacherTraces")
+        identity, _ = rollout_identity(rollout, trainer, pl_module)
+        chosen = {choice.uid for choice in kept}
+        base = questions.select(index for index, uid in enumerate(questions.uids) if uid in chosen)
+        reports = tuple(samples.report for samples in predict_sets(trainer))
         left_out = {_MEANING[status]: counts[status.value] for status in _MEANING if status is not TraceStatus.TRACE}
-        left_out |= {"not asked": counts["questions_not_asked"], "asked under two names": len(kept) - len(base)}
+        left_out["not asked"] = counts["questions_not_asked"]
         report = SelectionReport(
             f"answers of {teacher}", sum(part.kept for part in reports), len(base), parts=reports,
             left_out={reason: number for reason, number in left_out.items() if number},
         )  # fmt: skip
-        traced = TracedSamples(base, [chosen[uid] for uid in order], teacher)
         provenance = {
             "kind": KIND,
-            "teacher": teacher,
+            **origin,
             "complete": complete,
             "completions": {**identity, "n": rollout.sampling.n},
             "grader": getattr(pl_module, "grader", None),
@@ -171,7 +220,7 @@ class TeacherTraces(Callback):
                 f"{counts['questions_not_asked']} questions were not asked. Run the same command again."
             )
         write_dataset(
-            SampleSet(traced, report, uids=order),
+            SampleSet(TracedSamples(base, kept, teacher), report, uids=base.uids),
             self.output,
             title=f"Reasoning of {teacher}" + ("" if complete else " (incomplete)"),
             provenance=provenance,
@@ -180,7 +229,7 @@ class TeacherTraces(Callback):
         )
 
     def _report(self, trainer: Trainer, counts: Mapping[str, int]) -> None:
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        console = wide_console()
         console.print(counts_table(counts))
         if counts["requests_failed"]:
             console.print(
@@ -196,36 +245,30 @@ class TeacherTraces(Callback):
             )
 
 
-def in_order(
-    found: Sequence[TraceChoice], expected: Mapping[str, Sequence[str]], *, partial: bool
-) -> tuple[list[TraceChoice], int]:
+def in_order(found: Sequence[TraceChoice], expected: Sequence[str], *, partial: bool) -> tuple[list[TraceChoice], int]:
     """Returns the choices in the order of the questions, and how many questions were not asked.
 
     Args:
         found: Choices of all ranks, in any order.
-        expected: Uids of each benchmark.
+        expected: Uids of the questions, each once.
         partial: Whether questions may be missing.
 
     Raises:
-        DataError: If a question was asked twice, is not of these benchmarks, or is missing and may not be.
+        DataError: If a question was asked twice, is not of this data module, or is missing and may not be.
     """
-    by_question = {(choice.benchmark, choice.uid): choice for choice in found}
-    wanted = [(name, uid) for name, names in expected.items() for uid in names]
-    twice = [question for question, number in Counter((c.benchmark, c.uid) for c in found).items() if number > 1]
-    strange = sorted(by_question.keys() - set(wanted))
-    missing = [question for question in wanted if question not in by_question]
-    for what, questions in (
-        ("asked twice", twice),
-        ("not of the data module", strange),
+    by_uid = {choice.uid: choice for choice in found}
+    missing = [uid for uid in expected if uid not in by_uid]
+    for what, uids in (
+        ("asked twice", [uid for uid, number in Counter(choice.uid for choice in found).items() if number > 1]),
+        ("not of the data module", sorted(by_uid.keys() - set(expected))),
         ("lost on the way", [] if partial else missing),
     ):
-        if questions:
-            examples = ", ".join(f"{uid} ({name})" for name, uid in questions[:3])
+        if uids:
             raise DataError(
-                f"{len(questions)} of {len(wanted)} questions were {what}, such as {examples}; no data set is written. "
-                "Run the same command again; if it comes again, please report it"
+                f"{len(uids)} of {len(expected)} questions were {what}, such as {', '.join(uids[:3])}; no data set is "
+                "written. Run the same command again; if it comes again, please report it"
             )
-    return [by_question[question] for question in wanted if question in by_question], len(missing)
+    return [by_uid[uid] for uid in expected if uid in by_uid], len(missing)
 
 
 def trace_counts(choices: Sequence[TraceChoice]) -> dict[str, int]:
@@ -262,71 +305,38 @@ def counts_table(counts: Mapping[str, int]) -> Table:
     return table
 
 
-def check_replaceable(output: Path, *, partial: bool) -> None:
-    """Raises ConfigurationError unless `output` is free or holds a set that `TeacherTraces` wrote.
+def is_incomplete(counts: Mapping[str, int]) -> bool:
+    """Returns whether another run may find traces for questions that have none yet."""
+    return bool(counts["requests_failed"] or counts["questions_not_asked"])
 
-    Args:
-        output: The folder.
-        partial: Whether only a part of the questions will be asked; a complete set is not replaced by a part.
+
+def written_before(output: Path) -> dict[str, Any] | None:
+    """Returns what the provenance of the set at `output` says, None if nothing lies there.
+
+    Raises:
+        ConfigurationError: If something lies there that `TeacherTraces` did not write.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
+        return None
     try:
-        facts = json.loads((output / PROVENANCE).read_text(encoding="utf-8"))["provenance"]
-        ours, complete = facts["kind"] == KIND, facts["complete"]
+        facts: dict[str, Any] = json.loads((output / PROVENANCE).read_text(encoding="utf-8"))["provenance"]
+        ours = facts["kind"] == KIND and isinstance(facts["complete"], bool)
+        ours = ours and isinstance(facts["counts"][TraceStatus.TRACE.value], int)
     except (OSError, ValueError, KeyError, TypeError):
-        ours, complete = False, False
+        ours = False
     if not ours:
         raise ConfigurationError(
             f"TeacherTraces.output: {output} exists and was not written by TeacherTraces, so it is not replaced; "
             "choose another path"
         )
-    if partial and complete:
-        raise ConfigurationError(
-            f"TeacherTraces.output: {output} is complete, and limit_predict_batches asks only a part of the questions; "
-            "choose another path"
-        )
-
-
-def is_limited(trainer: Trainer) -> bool:
-    """Returns whether only a part of the questions is asked: a limit of 1 is one batch, 1.0 is all of them."""
-    limit = trainer.limit_predict_batches
-    return isinstance(limit, int) or limit != 1.0
+    return facts
 
 
 def again(trainer: Trainer) -> str:
     """Returns how to ask once more for what failed."""
-    if _rollout(trainer).store is not None:
+    if rollout_of(trainer, "TeacherTraces").store is not None:
         return "Run the same command again: what was answered is in the store, only the rest is asked for."
     return (
         "Running the same command again asks for everything, since the RolloutCallback has no `store`; give it a "
         "folder, and the next run asks only for what is missing."
     )
-
-
-def asked_sets(trainer: Trainer) -> dict[str, SampleSet]:
-    """Returns the questions of each benchmark, whole, as every rank has them.
-
-    Raises:
-        ConfigurationError: If there is no data module that names them.
-    """
-    names: Sequence[str] = getattr(getattr(trainer, "datamodule", None), "benchmark_names", ())
-    loaders: Any = trainer.predict_dataloaders
-    if not names:
-        raise ConfigurationError(
-            "TeacherTraces needs the questions of a data module: pass `datamodule=` (BenchmarkDataModule) to the "
-            "Trainer"
-        )
-    sets = [loader.dataset for loader in loaders]
-    return {
-        name: samples if isinstance(samples, SampleSet) else SampleSet(samples)
-        for name, samples in zip(names, sets, strict=True)
-    }
-
-
-def _rollout(trainer: Trainer) -> RolloutCallback:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    found = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
-    if not found:
-        raise ConfigurationError("TeacherTraces needs a RolloutCallback, whose engine is the teacher; add one")
-    return found[0]

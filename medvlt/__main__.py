@@ -85,7 +85,7 @@ def _run_other(command: str, rest: Sequence[str]) -> None:
             print(help_text())
             return
         words, function, rest = find(rest)
-        _call(f"data {words}", function, _with_shipped_configs(rest), positional=False)
+        _call(f"data {words}", function, rest, positional=False)
         return
     if command == "demo":
         from medvlt.demo import demo as function

@@ -22,8 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import callbacks
 import datamodules
 import lightning_modules
-from medvlt.curation import m23k, pmc_vqa, select
-from medvlt.data import mixture, phantom, sources
+from medvlt.curation.commands import import_sources
 from medvlt.distributed import world
 from medvlt.errors import ConfigurationError, own_words, readable
 from medvlt.losses import policy
@@ -32,16 +31,15 @@ from medvlt.rewards import base as rewards
 from medvlt.rollout import openai, scripted, transformers, vllm
 
 OURS = (callbacks, datamodules, lightning_modules)
-NAMED_IN_YAML = (
-    *OURS, m23k, mixture, openai, phantom, pmc_vqa, policy, rewards, scripted, select, sources, transformers, vllm,
-)  # fmt: skip
-"""Modules whose classes a config may name without a module; the parser knows a class once it is imported."""
+NAMED_IN_YAML = (*OURS, openai, policy, rewards, scripted, transformers, vllm)
+"""Modules whose classes a config may name without a module, besides all sources: a class is known once imported."""
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")
 """Values of `ckpt_path` that Lightning resolves itself."""
 
 for _package in OURS:
     check_sibling(_package)
+import_sources()
 
 
 class MedvltCLI(LightningCLI):

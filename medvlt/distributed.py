@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from medvlt.errors import MedvltError
+from medvlt.errors import EngineError, MedvltError
 
 Value = TypeVar("Value")
 
@@ -21,13 +21,36 @@ def world() -> tuple[int, int]:
 
 
 def gather(value: Value) -> list[Value]:
-    """Returns the value of every rank, in rank order, on every rank. The value must be picklable."""
+    """Returns the value of every rank, in rank order, on every rank. The value must be picklable.
+
+    Raises:
+        EngineError: If another rank has ended.
+    """
     ranks, _ = world()
     if ranks == 1:
         return [value]
     values: list[Value | None] = [None] * ranks
-    dist.all_gather_object(values, value)
+    try:
+        dist.all_gather_object(values, value)
+    except RuntimeError as error:  # the backends' words for a rank that is gone
+        raise EngineError(
+            "another rank has ended; its own message, above or in its own output, says why. "
+            f"({' '.join(str(error).split())[:120]})"
+        ) from error
     return values  # type: ignore[return-value]  # every entry is filled
+
+
+def gather_to_first(value: Value) -> list[Value]:
+    """Returns the value of every rank, in rank order, on rank 0, and an empty list on the others.
+
+    For values that only rank 0 works on. The value must be picklable.
+    """
+    ranks, rank = world()
+    if ranks == 1:
+        return [value]
+    values: list[Value | None] | None = [None] * ranks if rank == 0 else None
+    dist.gather_object(value, values)
+    return cast(list[Value], values or [])
 
 
 def interleave(shares: Sequence[Sequence[Value]]) -> list[Value]:

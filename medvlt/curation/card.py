@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import json
 import re
-import tempfile
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from medvlt import __version__
+from medvlt.console import tracked
 from medvlt.data.decode import image_size
 from medvlt.data.drops import DropReason, ReadReport
+from medvlt.data.files import check_target
 from medvlt.data.images import ImageLimits, image_token_count
-from medvlt.data.readers import PROGRESS_FROM
 from medvlt.data.samples import SampleSet
 from medvlt.data.writers import write_saved
 from medvlt.errors import DataError
@@ -34,6 +32,7 @@ CARD, PROVENANCE, DROPS = "README.md", "provenance.json", "drops.jsonl"
 NOTICE = "Research software, not for clinical use."
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+_COPY = re.compile(r"(.*)#\d+", re.DOTALL)  # see `medvlt.data.samples.copy_uid`
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -95,6 +94,8 @@ class Facts:
         lengths: Spread of each text's length, in characters and in words.
         pictures: Spread of the sides in pixels and of the tokens that Qwen2.5-VL makes of a picture.
         report: What became of the records.
+        left_out: Good questions that were left out on purpose, by reason; see `left_out`. What no report tells of is
+            "not chosen by the source", such as what a `Subset` or a weighted `Mixture` cuts.
     """
 
     questions: int
@@ -104,6 +105,7 @@ class Facts:
     lengths: Mapping[str, Spread]
     pictures: Mapping[str, Spread]
     report: ReadReport
+    left_out: Mapping[str, int]
 
     def summary(self) -> str:
         """Returns the card in a few lines for a terminal."""
@@ -119,7 +121,7 @@ class Facts:
         ]
         if sides := self.pictures.get("longer side (pixels)"):
             lines.insert(2, f"{sides.count:,} pictures, longer side {sides.least} to {sides.most} pixels")
-        reasons = [*self.report.drops.most_common(), *left_out(self.report).most_common()]
+        reasons = [*self.report.drops.most_common(), *self.left_out.items()]
         if reasons:
             words = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
             lines.append(f"left out of {records_read(self.report):,} records: {words}")
@@ -137,14 +139,7 @@ def describe(samples: SampleSet) -> Facts:
     labels: defaultdict[int, Counter[str]] = defaultdict(Counter)
     numbers: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
     pictures: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
-    rows = track(
-        range(len(samples)),
-        description="describing",
-        transient=True,
-        console=Console(stderr=True),
-        disable=len(samples) <= PROGRESS_FROM,
-    )
-    for index in rows:
+    for index in tracked(range(len(samples)), "describing", len(samples)):
         sample = samples[index]
         counts = sources[sample.dataset_name or "(no name)"]
         counts["questions"] += 1
@@ -170,6 +165,7 @@ def describe(samples: SampleSet) -> Facts:
         lengths={name: Spread.of(values) for name, values in numbers.items()},
         pictures={name: Spread.of(values) for name, values in pictures.items()},
         report=samples.report,
+        left_out=_left_out(samples),
     )
 
 
@@ -202,7 +198,7 @@ def data_card(facts: Facts, *, title: str, provenance: Mapping[str, Any], notes:
     columns = ("questions", "with pictures", "pictures", "with reasoning", "measured")
     parts += [
         "## Sources",
-        _table(("source", *columns), [(name, *(c[key] for key in columns)) for name, c in facts.sources.items()]),
+        markdown_table(("source", *columns), [(name, *(c[key] for key in columns)) for name, c in facts.sources.items()]),
         "Measured: a pass count is known.",
         "## Right letters",
         *(_label_table(number, labels) for number, labels in facts.labels.items()),
@@ -211,7 +207,7 @@ def data_card(facts: Facts, *, title: str, provenance: Mapping[str, Any], notes:
     ]
     if facts.pictures:
         parts += ["## Pictures", _spreads(facts.pictures)]
-    parts += ["## Left out", *_left_out(facts.report), "## Provenance", f"```json\n{_json(provenance)}\n```"]
+    parts += ["## Left out", *_what_was_left_out(facts), "## Provenance", f"```json\n{_json(provenance)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -227,7 +223,9 @@ def write_dataset(
 ) -> Facts:
     """Writes a set as a folder for `datasets.load_from_disk`, with README.md, provenance.json and, if any, drops.jsonl.
 
-    All of it appears at once: a killed run leaves nothing under that name, nor harms what was there.
+    All of it appears at once: a failed run leaves nothing under that name, nor harms what was there. Nor does a killed
+    one, but for the moment of a replacement in which the old set is gone and the new one not yet in its place; the
+    hidden copies that it leaves beside the folder are removed when the same name is written again.
 
     Args:
         samples: The questions; they are read one at a time.
@@ -246,6 +244,8 @@ def write_dataset(
     """
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
+    if output.is_file():
+        raise DataError(f"expected the name of a folder, but {output} is a file; choose another path")
     if not len(samples):
         raise DataError(f"{samples.report.source}: no question is left to write to {output}; check what was asked for")
     facts = describe(samples)
@@ -260,16 +260,16 @@ def write_dataset(
         "sources": {name: counts["questions"] for name, counts in facts.sources.items()},
         "read": records_read(report),
         "dropped": {reason.value: count for reason, count in report.drops.most_common()},
-        "left_out": dict(left_out(report).most_common()),
+        "left_out": dict(facts.left_out),
         "notes": list(notes),
         "provenance": provenance,
     }
     extra = {
-        CARD: data_card(facts, title=title, provenance=provenance, notes=notes).encode(),
-        PROVENANCE: (_json(record) + "\n").encode(),
+        CARD: data_card(facts, title=title, provenance=provenance, notes=notes).encode("utf-8", "backslashreplace"),
+        PROVENANCE: (_json(record) + "\n").encode("utf-8", "backslashreplace"),  # paths hold any bytes
     }
     if report.drops:
-        extra[DROPS] = _drop_log(report)
+        extra[DROPS] = "".join(report.drop_lines()).encode()
     if taken := sorted(extra.keys() & (files or {}).keys()):
         raise DataError(f"expected other names than {', '.join(extra)} for further files, got {', '.join(taken)}")
     write_saved(samples, output, files=extra | dict(files or {}), overwrite=overwrite)
@@ -278,17 +278,17 @@ def write_dataset(
 
 def announce(facts: Facts, output: str | Path) -> None:
     """Prints what was written and where; the end of every command that writes a set."""
-    print(f"{facts.summary()}\nwritten to {output}, data card {Path(output) / CARD}\n{NOTICE}")
+    said = f"{facts.summary()}\nwritten to {output}, data card {Path(output) / CARD}\n{NOTICE}"
+    print(said.encode("utf-8", "backslashreplace").decode())
 
 
 def refuse_existing(output: Path, *, overwrite: bool) -> None:
     """Fails before hours of work rather than after them.
 
     Raises:
-        DataError: If `output` exists and may not be replaced.
+        DataError: If `output` has no name, or exists and may not be replaced.
     """
-    if output.exists() and not overwrite:
-        raise DataError(f"expected a new path, but {output} exists; choose another or set overwrite=true")
+    check_target(output, overwrite=overwrite)
 
 
 def left_out(report: ReadReport) -> Counter[str]:
@@ -313,8 +313,10 @@ def cell(value: object, limit: int = 300) -> str:
     return _SPECIAL.sub(r"\\\1", text if len(text) <= limit else f"{text[:limit]} ...")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    sides = ["---:" if isinstance(value, int | float) else "---" for value in rows[0]]
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a Markdown table; columns that begin with a number stand at the right, texts are shown as they are."""
+    rows = list(rows)
+    sides = ["---:" if isinstance(value, int | float) else "---" for value in (rows[0] if rows else head)]
     lines = [head, sides, *rows]
     return "\n".join("| " + " | ".join(_shown(value) for value in line) + " |" for line in lines)
 
@@ -328,36 +330,40 @@ def _shown(value: object) -> str:
 def _label_table(number: int, labels: Mapping[str, int]) -> str:
     total = sum(labels.values())
     names = sorted(labels)
-    return _table(
+    return markdown_table(
         ("options", "questions", *names), [(str(number), total, *(f"{labels[name] / total:.1%}" for name in names))]
     )
 
 
 def _spreads(spreads: Mapping[str, Spread]) -> str:
     head = ("what", "number", "least", "median", "95%", "most", "mean")
-    return _table(head, [(name, *asdict(spread).values()) for name, spread in spreads.items()])
+    return markdown_table(head, [(name, *asdict(spread).values()) for name, spread in spreads.items()])
 
 
-def _left_out(report: ReadReport) -> list[str]:
-    drops, chosen = report.drops, left_out(report)
+def _left_out(samples: SampleSet) -> dict[str, int]:
+    """Returns what was left out on purpose, commonest first, the unexplained rest among it."""
+    report, known = samples.report, set(samples.uids)
+    counts = left_out(report)
+    repeats = sum((found := _COPY.fullmatch(uid)) is not None and found[1] in known for uid in samples.uids)
+    rest = records_read(report) - report.drops.total() - counts.total() - (len(samples) - repeats)
+    if rest > 0:
+        counts["not chosen by the source"] += rest
+    return dict(counts.most_common())
+
+
+def _what_was_left_out(facts: Facts) -> list[str]:
+    report, drops, chosen = facts.report, facts.report.drops, facts.left_out
     said = f"{records_read(report):,} records read from {cell(report.source)}, {drops.total():,} could not be used."
     if chosen:
-        said += f" {chosen.total():,} were left out on purpose: "
-        said += ", ".join(f"{cell(reason)} {count:,}" for reason, count in chosen.most_common()) + "."
+        said += f" {sum(chosen.values()):,} were left out on purpose: "
+        said += ", ".join(f"{cell(reason)} {count:,}" for reason, count in chosen.items()) + "."
     if not drops:
         return [said]
     first: dict[DropReason, str] = {}
     for _, drop in report.all_dropped():
         first.setdefault(drop.reason, f"row {drop.row}: {drop.message}")
     rows = [(reason.value, count, first[reason]) for reason, count in drops.most_common()]
-    return [said, _table(("reason", "records", "first"), rows), f"Every one is in `{DROPS}`."]
-
-
-def _drop_log(report: ReadReport) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, DROPS)
-        report.write_drop_log(path)
-        return path.read_bytes()
+    return [said, markdown_table(("reason", "records", "first"), rows), f"Every one is in `{DROPS}`."]
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -18,6 +18,10 @@ SHOWN_SOURCES = 6
 """Most sources with a column of their own in the table; the smallest of more are put together."""
 
 
+NO_NAME = "(no name)"
+"""Shown for a source without a name."""
+
+
 def histogram(counts: Iterable[int], n: int) -> list[int]:
     """Returns how many questions have each pass count from 0 to n.
 
@@ -43,12 +47,12 @@ def by_source(counts: Mapping[str, int], sources: Mapping[str, str], n: int) -> 
 
     Args:
         counts: Uid to pass count.
-        sources: Uid to the name of its data set.
+        sources: Uid to the name of its data set; an empty one is shown as `NO_NAME`.
         n: Completions of each question.
     """
     grouped: dict[str, list[int]] = {}
     for uid, count in counts.items():
-        grouped.setdefault(sources[uid], []).append(count)
+        grouped.setdefault(sources[uid] or NO_NAME, []).append(count)
     largest_first = sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0]))
     return {name: histogram(values, n) for name, values in largest_first}
 

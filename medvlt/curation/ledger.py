@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from medvlt.curation.card import fingerprint
@@ -22,7 +23,7 @@ from medvlt.curation.probe import COLUMNS, COUNTS, NAME, Probe, check_row, descr
 from medvlt.data.files import replacing
 from medvlt.errors import DataError
 
-__all__ = ["COLUMNS", "COUNTS", "Ledger", "Probe", "merge_ledgers", "update_ledger"]
+__all__ = ["COLUMNS", "COUNTS", "Ledger", "Probe", "check_writable", "merge_ledgers", "update_ledger"]
 
 QUESTION = ("uid", "dataset_name", "dataset_index")
 """Columns that name a question."""
@@ -78,6 +79,8 @@ class Ledger:
         from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
         path = Path(path)
+        if path.is_dir():
+            raise DataError(f"expected the file of a ledger, but {path} is a folder; name the file in it")
         if not path.is_file():
             raise DataError(f"there is no ledger at {path}; make one: medvlt predict --config curate/m23k_3b.yaml")
         try:
@@ -210,14 +213,15 @@ class Ledger:
 
     def with_marks(
         self,
-        marks: Mapping[str, Mapping[str, bool]],
+        marks: Mapping[str, Mapping[str, bool | None]],
         about: Mapping[str, Any] | None = None,
         questions: Mapping[str, tuple[str, int | str]] | None = None,
     ) -> Ledger:
         """Returns a ledger with marks. An older mark of the same name stays on questions that are not examined now.
 
         Args:
-            marks: Name to (uid to whether the question has the mark), of the examined questions.
+            marks: Name to (uid to whether the question has the mark), of the examined questions; None takes back what
+                an older mark says, for a question that counts as not examined now.
             about: How they were made, such as thresholds; anything that JSON holds.
             questions: As for `with_probe`.
         """
@@ -228,7 +232,7 @@ class Ledger:
         for name, found in marks.items():
             values = columns.setdefault(f"mark/{name}", [None] * len(places))
             for uid, value in found.items():
-                values[places[uid]] = bool(value)
+                values[places[uid]] = None if value is None else bool(value)
         known = dict(self.about_marks) | {name: dict(about or {}) for name in marks}
         return Ledger(columns, [*self.probes.values()], known)
 
@@ -305,14 +309,36 @@ def update_ledger(path: str | Path, change: Callable[[Ledger], Ledger]) -> Ledge
     return changed
 
 
+def check_writable(path: str | Path) -> None:
+    """Finds out before hours of work whether `update_ledger` can write a file, and whether what is there can be read.
+
+    Makes missing folders, takes the lock and releases it, and writes a file that is removed at once.
+
+    Raises:
+        DataError: If the path is a folder, cannot be written or locked, or holds something else than a ledger.
+    """
+    path = Path(path)
+    with _locked(path):
+        if path.exists():
+            Ledger.read(path)
+        try:
+            with TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
 def merge_ledgers(ledgers: list[Path], output: Path, overwrite: bool = False) -> None:
     """Puts several ledgers together, such as those of two machines.
 
     Args:
-        ledgers: The files. Probes of one name must have the same settings, and counts of one question must be equal.
+        ledgers: The files, at least two; on a command line '[a.parquet, b.parquet]'. Probes of one name must have the
+            same settings, and counts of one question must be equal.
         output: The file to write.
         overwrite: Whether it may replace another.
     """
+    if len(ledgers) < 2:
+        raise DataError(f"expected at least two ledgers, got {len(ledgers)}; give ledgers='[a.parquet, b.parquet]'")
     if output.exists() and not overwrite:
         raise DataError(f"{output} exists; choose another path or set overwrite=true")
     merged = Ledger()
@@ -324,14 +350,26 @@ def merge_ledgers(ledgers: list[Path], output: Path, overwrite: bool = False) ->
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    if path.is_dir():
+        raise DataError(f"expected the file of a ledger, but {path} is a folder; add the name of the file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_name(f".{path.name}.lock").open("w")
     except OSError as error:
-        raise DataError(f"cannot write beside {path}: {error}; choose a folder you may write to") from error
+        raise _cannot_write(path, error) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise DataError(
+                f"cannot lock {file.name}: {error}; its file system has no locks (flock), without which two jobs could "
+                f"lose each other's counts; put {path.name} on another, such as a local disk"
+            ) from error
         yield
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write beside {path}: {error}; choose a folder that may be written and has space")
 
 
 def _arrow_type(name: str) -> Any:

@@ -23,23 +23,27 @@ COLUMNS = (*COUNTS, "pictures", "grader")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """What a probe or a mark may be called."""
 
-_IDENTITY = ("model", "prompt", "seed", "sampling", "details")
+_IDENTITY = ("prompt", "seed", "sampling", "details")
+"""Without `model`: a folder may be moved, and a name on the Hub and its snapshot are the same weights; `details` has the
+weights' fingerprint."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """One model with one prompt, asked some questions.
 
-    The fields up to `details` say what the counts depend on; the others follow from the counts, and `Ledger.with_probe`
-    fills them in.
+    The counts depend on `prompt`, `sampling`, `seed` and `details`, which are compared where a probe is continued. The
+    fields from `pictures` on follow from the counts, and `Ledger.with_probe` fills them in, apart from `date`.
 
     Attributes:
         name: Heads the columns; letters, digits, `_`, `-`, `.`.
-        model: Name or folder of the model that answered.
+        model: Name or folder of the model that answered, to be read; not compared.
         prompt: Name of the prompt template.
         sampling: Settings of the sampling, `n` among them.
         seed: Of the sampling.
         details: Whatever else the completions depend on, such as a fingerprint of the weights.
+        checkpoint: File whose weights took the place of the model's, empty if there was none; not compared.
+        versions: Of the packages that took part in the last run, by name; not compared.
         pictures: Questions that were asked with a picture.
         grader_version: Version of the grading rules; several, separated by commas, if the rows differ.
         date: Day of the last change, ISO 8601.
@@ -53,6 +57,8 @@ class Probe:
     sampling: Mapping[str, Any]
     seed: int
     details: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
     pictures: int = 0
     grader_version: str = ""
     date: str = ""
@@ -60,10 +66,7 @@ class Probe:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name) or self.name == "mark":
-            raise DataError(
-                f"a probe's name heads its columns: letters, digits, '_', '-', '.', not 'mark'; got {self.name!r}"
-            )
+        check_name(self.name)
         if not isinstance(self.sampling.get("n"), int) or self.sampling["n"] < 1:
             raise DataError(f"probe {self.name!r}: sampling needs n, a whole number from 1 on, got {self.sampling}")
 
@@ -71,6 +74,11 @@ class Probe:
     def n(self) -> int:
         """Completions that were asked for, of every question."""
         return int(self.sampling["n"])
+
+    @property
+    def answered_by(self) -> str:
+        """The model in words, with the checkpoint whose weights it had."""
+        return f"{self.model} with weights of {self.checkpoint}" if self.checkpoint else self.model
 
     def differences(self, other: Probe) -> list[str]:
         """Returns in words what differs, apart from n, in the settings that the completions depend on."""
@@ -84,6 +92,12 @@ class Probe:
     def _identity(self) -> dict[str, Any]:
         """As JSON gives it back, where a tuple equals the list that it is read as; nested names joined by dots."""
         return dict(_flat(json.loads(json.dumps({name: getattr(self, name) for name in _IDENTITY}))))
+
+
+def check_name(name: str) -> None:
+    """Raises DataError unless a probe may have this name."""
+    if not NAME.fullmatch(name) or name == "mark":
+        raise DataError(f"a probe's name heads its columns: letters, digits, '_', '-', '.', not 'mark'; got {name!r}")
 
 
 def described(probe: Probe, columns: Mapping[str, Sequence[Any]]) -> Probe:

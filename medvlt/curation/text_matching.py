@@ -16,7 +16,8 @@ of both sides hold it, so that "which of the following" weighs little and a diag
        phrases     = share of the pairs of neighbours of the text with fewer of them that the other one has, too
        letters     = 1 - (letters to insert or leave out to turn a into b) / (letters of both)     (rapidfuzz ratio)
 
-Words are compared as sets, so the order of clauses does not count. In scripts without blanks between words, only equal
+Words are compared as sets, so the order of clauses does not count. Questions that differ in their numbers alone match,
+calculations and generated questions too. In scripts without blanks between words, only equal
 texts are found.
 """
 

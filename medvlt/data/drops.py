@@ -111,8 +111,20 @@ class ReadReport:
             for reason, number in self.drops.most_common(count)
         )
 
+    def drop_lines(self) -> Iterator[str]:
+        """Yields one JSON line, with its end, per record left out: source, row, uid, reason, message."""
+        for source, drop in self.all_dropped():
+            line = {
+                "source": source,
+                "row": drop.row,
+                "uid": drop.uid,
+                "reason": drop.reason.value,
+                "message": drop.message,
+            }
+            yield json.dumps(line) + "\n"
+
     def write_drop_log(self, path: Path) -> None:
-        """Writes one JSON line per record left out: source, row, uid, reason, message.
+        """Writes the `drop_lines`.
 
         The file is replaced as a whole, and written also if nothing was left out, so that an old log never misleads.
 
@@ -120,12 +132,4 @@ class ReadReport:
             DataError: If the file cannot be written.
         """
         with replacing(path, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for source, drop in self.all_dropped():
-                line = {
-                    "source": source,
-                    "row": drop.row,
-                    "uid": drop.uid,
-                    "reason": drop.reason.value,
-                    "message": drop.message,
-                }
-                file.write(json.dumps(line) + "\n")
+            file.writelines(self.drop_lines())

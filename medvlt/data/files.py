@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing without leaving halves behind."""
+"""Writing without leaving halves behind, and naming what was read."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,13 +29,9 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         DataError: If `path` exists and may not be replaced, or cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise DataError(f"expected a new path, but {path} exists; choose another or set overwrite=true")
-    if path.name in ("", ".."):
-        raise DataError(f"expected a path that ends in a name, got {path}; add the name of the file or folder to write")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    check_target(path, overwrite=overwrite)
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
     try:
-        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if path.is_dir():
@@ -49,6 +48,71 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         else:
             with suppress(OSError):  # it may never have come to be
                 temporary.unlink()
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuses what `replacing` would: a check before hours of work rather than after them.
+
+    Args:
+        path: Where a result is to lie.
+        overwrite: Whether something that lies there may be replaced.
+
+    Raises:
+        DataError: If `path` has no name, or exists and may not be replaced.
+    """
+    if path.name in ("", ".."):
+        raise DataError(
+            f"expected a path that ends in a name, got {str(path)!r}; add the name of the file or folder to write"
+        )
+    try:
+        if path.exists() and not overwrite:
+            raise DataError(f"expected a new path, but {path} exists; choose another or set overwrite=true")
+        _check_replaceable(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}; choose a path that can be looked at") from error
+
+
+def sweep_leftovers(path: Path) -> None:
+    """Removes the hidden copies that killed processes of this machine left while they wrote `path`.
+
+    Lists the whole folder, so it is for large results, not for each of many small files.
+    """
+    copy = re.compile(re.escape(_prefix(path)) + r"(\d+)(\.\w+)?\.tmp")
+    with suppress(OSError):  # no such folder, or not to be read
+        for left in path.parent.iterdir():
+            if (found := copy.fullmatch(left.name)) is None or _alive(int(found[1])):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes in 64 hex digits; the file is read in pieces.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{socket.gethostname()}."  # process numbers mean something on one machine only
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # of another user, or no process number at all
+    return True
 
 
 def _check_replaceable(path: Path) -> None:

@@ -12,9 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import track
-
+from medvlt.console import tracked
 from medvlt.data.decode import check_image, resolve_image
 from medvlt.data.drops import Drop, DropReason, ReadReport, RecordError
 from medvlt.data.schema import Record, parse_record
@@ -22,9 +20,6 @@ from medvlt.errors import ConfigurationError, DataError
 from medvlt.types import Sample
 
 logger = logging.getLogger(__name__)
-
-PROGRESS_FROM = 2_000
-"""Sets larger than this show a progress bar."""
 
 CHUNK = 64
 """Records checked at a time: their pictures are in memory together."""
@@ -84,14 +79,7 @@ class RecordReader:
             records: The records; an error stands for a row that could not even be read.
             total: Number of records, for the progress bar.
         """
-        rows = track(
-            enumerate(records),
-            description=f"checking {self.source}",
-            total=total,
-            transient=True,
-            console=Console(stderr=True),
-            disable=total <= PROGRESS_FROM,
-        )
+        rows = iter(tracked(enumerate(records), f"checking {self.source}", total))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             while chunk := list(islice(rows, CHUNK)):
                 self._read += len(chunk)

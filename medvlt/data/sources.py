@@ -61,7 +61,7 @@ class JSONLines(ReadChecks, Source):
         )
         try:
             total = sum(1 for _ in _lines(path))
-            samples = [sample for _, sample in reader.accept(map(_record, _lines(path)), total)]
+            samples = [sample for _, sample in reader.accept(json_records(path), total)]
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
         report = reader.finish()
@@ -86,16 +86,7 @@ class Parquet(ReadChecks, Source):
 
     def load(self) -> SampleSet:
         """Checks every row; samples are built when asked for."""
-        import datasets
-
-        paths = self.path if isinstance(self.path, list) else [self.path]
-        files = [file for path in paths for file in _parquet_files(path)]
-        try:
-            table = datasets.Dataset.from_parquet([str(file) for file in files])
-        except Exception as error:  # pyarrow and datasets share no base
-            raise DataError(
-                f"cannot read {', '.join(map(str, files))} as Parquet files with the same columns: {_cause(error)}"
-            ) from error
+        files, table = self._files(), self.table()
         folders = sorted({str(file.parent.resolve()) for file in files})
         if self.image_root is None and len(folders) > 1 and "images" in table.column_names:
             raise DataError(
@@ -109,6 +100,25 @@ class Parquet(ReadChecks, Source):
             dataset_name=self.dataset_name or files[0].stem,
             image_root=Path(self.image_root) if self.image_root is not None else files[0].parent,
         )
+
+    def table(self) -> Dataset:
+        """Returns the rows as they are stored, unchecked."""
+        import datasets
+
+        files = [str(file) for file in self._files()]
+        try:
+            return datasets.Dataset.from_parquet(files)
+        except Exception as error:  # pyarrow and datasets share no base
+            raise DataError(
+                f"cannot read {', '.join(files)} as Parquet files with the same columns: {_cause(error)}"
+            ) from error
+
+    def _files(self) -> list[Path]:
+        return [
+            file
+            for path in (self.path if isinstance(self.path, list) else [self.path])
+            for file in _parquet_files(path)
+        ]
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,17 @@ class SavedDataset(ReadChecks, Source):
 
     def load(self) -> SampleSet:
         """Checks every row; samples are built when asked for."""
+        path = Path(self.path)
+        return read_table(
+            self.table(),
+            self,
+            source=str(path),
+            dataset_name=self.dataset_name or path.resolve().name,
+            image_root=Path(self.image_root) if self.image_root is not None else path,
+        )
+
+    def table(self) -> Dataset:
+        """Returns the rows as they are stored, unchecked."""
         import datasets
 
         path = Path(self.path)
@@ -140,13 +161,7 @@ class SavedDataset(ReadChecks, Source):
             raise DataError(
                 f"expected a folder written by save_to_disk, and cannot read {path} as one: {_cause(error)}"
             ) from error
-        return read_table(
-            _one_split(loaded, self.split, str(path)),
-            self,
-            source=str(path),
-            dataset_name=self.dataset_name or path.resolve().name,
-            image_root=Path(self.image_root) if self.image_root is not None else path,
-        )
+        return _one_split(loaded, self.split, str(path))
 
 
 @dataclass(frozen=True)
@@ -169,18 +184,36 @@ class HubDataset(ReadChecks, Source):
 
     def load(self) -> SampleSet:
         """Downloads if it must, and checks every row; samples are built when asked for."""
+        name = self.dataset_name or self.name
+        return read_table(self.table(), self, source=self.name, dataset_name=name, image_root=None)
+
+    def table(self) -> Dataset:
+        """Returns the rows as they are stored, unchecked; downloads them if it must."""
         import datasets
 
         try:
-            table = datasets.load_dataset(self.name, name=self.subset, split=self.split, revision=self.revision)
+            return datasets.load_dataset(self.name, name=self.subset, split=self.split, revision=self.revision)
         except Exception as error:  # the Hub, the network and datasets share no base
-            raise DataError(
-                f"cannot load the data set {self.name!r} (split {self.split!r}, subset {self.subset!r}, revision "
-                f"{self.revision!r}): {_cause(error)}. Check these names. Without a network, name a folder with "
-                "SavedDataset or Parquet, or run once with a network. If the set is gated, accept its terms on its "
-                "page and run `hf auth login`"
-            ) from error
-        return read_table(table, self, source=self.name, dataset_name=self.dataset_name or self.name, image_root=None)
+            asked = f"split {self.split!r}, subset {self.subset!r}, revision {self.revision!r}"
+            if Path(self.name).exists():
+                message = f"cannot load the folder {self.name!r} ({asked}): {_cause(error)}. Check what lies in it"
+            else:
+                message = (
+                    f"there is no file or folder {self.name!r} here (working folder {Path.cwd()}), and it cannot be "
+                    f"loaded as a data set on the Hub ({asked}): {_cause(error)}. Correct the path or the names. "
+                    "Without a network, name a folder with SavedDataset or Parquet, or run once with a network. If "
+                    "the set is gated, accept its terms on its page and run `hf auth login`"
+                )
+            raise DataError(message) from error
+
+
+def json_records(path: Path) -> Iterator[Record | RecordError]:
+    """Yields the object of every line of a JSON Lines file, blank lines skipped; an error for a line that holds none.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    return map(_record, _lines(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

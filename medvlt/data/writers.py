@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from medvlt.data.files import replacing
+from medvlt.data.files import replacing, sweep_leftovers
 from medvlt.data.layout import TableLayout
 from medvlt.data.schema import PACKED_COLUMN, to_record
 from medvlt.errors import DataError
@@ -37,6 +37,7 @@ def write_jsonl(samples: Sequence[Sample], path: str | Path, *, overwrite: bool 
         DataError: If the file exists and may not be replaced, or cannot be written.
     """
     path = Path(path)
+    sweep_leftovers(path)
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
         for sample in samples:
             record = to_record(sample)
@@ -55,6 +56,7 @@ def write_parquet(samples: Sequence[Sample], path: str | Path, *, overwrite: boo
 
     layout = TableLayout.of(samples)
     schema = layout.features().arrow_schema
+    sweep_leftovers(Path(path))
     with replacing(Path(path), overwrite=overwrite) as temporary, ParquetWriter(temporary, schema) as writer:
         for table in _tables(samples, layout, schema, path):
             writer.write_table(table)
@@ -84,11 +86,8 @@ def write_saved(
     path = Path(path)
     layout = TableLayout.of(samples)
     schema = layout.features().arrow_schema
-    with (
-        replacing(path, overwrite=overwrite) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".rows.tmp") as scratch,
-    ):
-        rows = Path(scratch, "rows.arrow")
+    sweep_leftovers(path)
+    with replacing(path, overwrite=overwrite) as temporary, _scratch(temporary) as rows:
         with pyarrow.OSFile(str(rows), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for table in _tables(samples, layout, schema, path):
                 writer.write_table(table)
@@ -98,6 +97,16 @@ def write_saved(
             if Path(name).name != name or target.exists():
                 raise DataError(f"expected the plain name of a new file in {path}, got {name!r}; choose another")
             target.write_bytes(content)
+
+
+@contextmanager
+def _scratch(temporary: Path) -> Iterator[Path]:
+    """Gives the name of a file beside a temporary one, gone at the end."""
+    rows = temporary.with_name(f"{temporary.stem}.rows.tmp")
+    try:
+        yield rows
+    finally:
+        rows.unlink(missing_ok=True)
 
 
 def encoded(image: ImageSource) -> bytes:

@@ -152,11 +152,14 @@ class OpenAIEngine(RolloutEngine):
         self._thread: threading.Thread | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Returns what the completions depend on besides prompt and sampling; never the key."""
+        """Returns what the completions depend on besides prompt and sampling; never the key.
+
+        The address is not in it: a server that is started again elsewhere goes on where it was. So the name has to tell
+        models apart.
+        """
         return {
             "engine": type(self).__name__,
             "model": self.model,
-            "base_url": self._address,
             "send_seed": self.settings.send_seed,
             "extra_body": dict(self.settings.extra_body),
         }

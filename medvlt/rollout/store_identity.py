@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medvlt.data.prompts import PromptTemplate, chat_messages
+from medvlt.errors import DataError
 from medvlt.types import ImageSource, Sample
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from medvlt.data.encoder import PromptEncoder
 
-BLOCKS, BLOCK_BYTES = 16, 4096
-"""How much of each weights file is read: blocks at even distances, the first and the last among them."""
+BLOCKS, BLOCK_BYTES = 4, 1024
+"""How much of each stored tensor is read: blocks at even distances, the first and the last among them."""
 
 VALUES = 1024
 """How many values of each tensor are read, at even distances."""
@@ -39,18 +40,39 @@ def short_hash(*parts: str | bytes) -> str:
 def folder_fingerprint(folder: Path) -> str:
     """Returns a hash of the weights in a model folder, or "" if it has none; the same for every copy of the folder.
 
-    sha256 over name, size and 16 evenly spaced blocks of 4 KiB of each `*.safetensors` file: a 32B model takes
-    milliseconds. Two models that differ in weights differ in the blocks, as training moves nearly every value.
+    sha256 over name, type, shape and 4 evenly spaced blocks of 1 KiB of every tensor in `*.safetensors`, however the
+    tensors are spread over files. Every tensor is looked at, since training may move some of them alone; of one that
+    it moves, nearly every value.
+
+    Raises:
+        DataError: If a file is no safetensors file.
     """
-    parts: list[str | bytes] = []
+    tensors: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        parts += [path.name, str(size)]
-        with path.open("rb") as file:
-            for number in range(BLOCKS):
-                file.seek(max(0, size - BLOCK_BYTES) * number // (BLOCKS - 1))
-                parts.append(file.read(BLOCK_BYTES))
-    return short_hash(*parts) if parts else ""
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")  # the format: length, JSON header, data
+                header = json.loads(file.read(length))
+                for name, tensor in header.items():
+                    if name != "__metadata__":
+                        first, last = tensor["data_offsets"]
+                        blocks = _blocks(file, 8 + length + first, last - first)
+                        tensors[name] = short_hash(f"{tensor['dtype']}{tensor['shape']}", *blocks)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+            raise DataError(
+                f"{path} is no safetensors file ({type(error).__name__}: {error}); copy it again"
+            ) from error
+    return short_hash(*(part for item in sorted(tensors.items()) for part in item)) if tensors else ""
+
+
+def _blocks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    if size <= BLOCKS * BLOCK_BYTES:
+        file.seek(start)
+        yield file.read(size)
+        return
+    for number in range(BLOCKS):
+        file.seek(start + (size - BLOCK_BYTES) * number // (BLOCKS - 1))
+        yield file.read(BLOCK_BYTES)
 
 
 def model_identity(name: str, revision: str | None = None) -> str:

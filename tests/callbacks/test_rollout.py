@@ -240,6 +240,15 @@ def test_other_questions_under_the_same_names_are_refused(encoder: PromptEncoder
         validate(2)
 
 
+def test_the_user_is_told_the_counts_of_all_ranks(
+    encoder: PromptEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("callbacks.rollout.gather", lambda mine: [mine, (1, 2, 3)])
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        ask(encoder, tmp_path, Picky())
+    assert "1 completions restored, 23 sampled; 3 failed, and the same command" in caplog.text
+
+
 def test_the_user_is_told_what_was_restored(
     encoder: PromptEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

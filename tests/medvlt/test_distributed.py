@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvlt.distributed import gather, interleave, together, world
+from medvlt.distributed import gather, gather_to_first, interleave, together, world
 from medvlt.errors import DataError, EngineError, MedvltError
 
 
@@ -39,6 +39,7 @@ def test_alone() -> None:
     assert world() == (1, 0)
     value = object()
     assert gather(value)[0] is value
+    assert gather_to_first(value)[0] is value
     assert together(lambda: value) is value
     with pytest.raises(EngineError, match=r"^it died$"):
         together(failing(EngineError("it died")))
@@ -63,6 +64,7 @@ def work(rank: int, port: int, output: Path) -> None:
     found = {
         "world": world(),
         "gathered": gather({"rank": rank, "ids": tuple(range(rank * 3))}),
+        "on the first": gather_to_first("one" * rank),
         "together": {name: outcome(pair[rank]) for name, pair in actions.items()},
     }
     torch.save(found, output / f"{rank}.pt")
@@ -78,6 +80,7 @@ def test_two_processes(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (first["world"], second["world"]) == ((2, 0), (2, 1))
     assert first["gathered"] == second["gathered"] == [{"rank": 0, "ids": ()}, {"rank": 1, "ids": (0, 1, 2)}]
+    assert (first["on the first"], second["on the first"]) == (["", "one"], [])
     # the kind is the same on both ranks, so that both go on alike; here an engine's failure means a second try
     assert first["together"] == {
         "both well": ("returned", "zero"),
@@ -91,3 +94,13 @@ def test_two_processes(tmp_path: Path) -> None:
         "first fails": ("DataError", "rank 0: bad picture"),
         "both fail": ("DataError", "rank 0: bad picture"),
     }
+
+
+def test_a_rank_that_is_gone_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(values: list[object], value: object) -> None:
+        raise RuntimeError("[gloo] Connection closed\nby peer")
+
+    monkeypatch.setattr("medvlt.distributed.world", lambda: (2, 0))
+    monkeypatch.setattr("medvlt.distributed.dist.all_gather_object", lost)
+    with pytest.raises(EngineError, match=r"another rank has ended.*Connection closed by peer"):
+        gather(1)

@@ -145,8 +145,8 @@ def test_trim_takes_uniform_margins_and_leaves_an_empty_picture_alone() -> None:
 
 
 def test_radiographs_of_different_patients_do_not_match(shared_data: Path) -> None:
-    # chest films that are alike at a glance, and the highest agreement of VQA-RAD among them: looked at, two patients
-    names = ("synpic17145", "synpic29048", "synpic18250", "synpic32081", "synpic40520", "synpic100228")
+    # chest films that are alike at a glance, and the two of VQA-RAD with the highest agreement (0.73) among them
+    names = ("synpic17145", "synpic29048", "synpic18250", "synpic32081", "synpic17738", "synpic100228")
     films = [open_image(shared_data / "vqa_images" / "vqa_rad" / f"{name}.jpg") for name in names]
     index = PictureIndex(pictures(films))
     assert [(m.train, m.evaluation) for m in index.find(pictures(films))] == [(i, i) for i in range(6)]

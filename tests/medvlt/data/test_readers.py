@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from medvlt.data import readers
+from medvlt import console
 from medvlt.data.drops import DropReason, RecordError
 from medvlt.data.readers import ReadChecks, RecordReader
 from medvlt.errors import ConfigurationError, DataError
@@ -131,7 +131,7 @@ def test_paths_need_a_folder() -> None:
 
 
 def test_more_records_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PROGRESS_FROM", 100)
+    monkeypatch.setattr(console, "PROGRESS_FROM", 100)
     rows = [record(i, answer_label="A" if i % 7 else "Z") for i in range(300)]
     run = reader(max_drop_share=0.5)
     assert [row for row, _ in run.accept(iter(rows), 300)] == [i for i in range(300) if i % 7]

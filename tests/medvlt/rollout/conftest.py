@@ -9,9 +9,12 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+
+if TYPE_CHECKING:
+    from medvlt.rollout.openai import OpenAIEngine
 
 Fault: TypeAlias = Callable[[dict[str, Any], int], "str | dict[str, Any] | tuple[int, str]"]
 """From a request and the number of times it came, the first included, to the name of a fault, "" for none, a reply, or
@@ -167,3 +170,30 @@ def faulty() -> Iterator[FaultyServer]:
     server = FaultyServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def no_openai_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without the settings of the client."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_LOG", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def build(faulty: FaultyServer, no_openai_settings: None) -> Iterator[Callable[..., OpenAIEngine]]:
+    """Returns a started engine that asks the endpoint with faults, and waits for little."""
+    from medvlt.data.encoder import PromptEncoder
+    from medvlt.rollout.openai import OpenAIEngine
+
+    built: list[OpenAIEngine] = []
+
+    def make(**settings: Any) -> OpenAIEngine:
+        quick = {"base_url": faulty.url, "retry_wait_seconds": 0.01, "timeout_seconds": 20.0}
+        engine = OpenAIEngine("m", **{**quick, **settings})
+        built.append(engine)
+        engine.start(PromptEncoder(template="clean"), None)
+        return engine
+
+    yield make
+    for engine in built:
+        engine.close()

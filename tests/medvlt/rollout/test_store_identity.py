@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.images import ImageLimits
 from medvlt.data.prompts import PromptTemplate
+from medvlt.errors import DataError
 from medvlt.rollout.store_identity import (
-    BLOCK_BYTES,
     differences,
     encoder_identity,
     folder_fingerprint,
@@ -42,17 +43,33 @@ def test_a_copy_of_a_model_folder_is_the_same_model(tiny_folder: Path, tmp_path:
     assert len(model_identity(str(copy))) == 16
 
 
-@pytest.mark.parametrize("place", [0, 100, -1])
-def test_other_weights_are_another_model(place: int, tmp_path: Path) -> None:
-    weights = tmp_path / "model.safetensors"
-    content = bytearray(16 * BLOCK_BYTES - 50)  # all of it is read
-    weights.write_bytes(content)
+@pytest.mark.parametrize("name", ["big", "small", "norm"])
+def test_one_other_tensor_is_another_model(name: str, tmp_path: Path) -> None:
+    """However little of the file it is: a projector that was trained alone, a norm."""
+    tensors = {"big": torch.randn(600, 600), "small": torch.randn(7, 7), "norm": torch.ones(3)}
+    save_file(tensors, tmp_path / "model.safetensors")
     before = folder_fingerprint(tmp_path)
-    content[place] ^= 1
-    weights.write_bytes(content)
+    save_file(tensors | {name: tensors[name] + 0.5}, tmp_path / "model.safetensors")
     assert folder_fingerprint(tmp_path) != before
-    weights.write_bytes(bytes(16 * BLOCK_BYTES - 51))
+    save_file(tensors | {name: tensors[name].bfloat16()}, tmp_path / "model.safetensors")
     assert folder_fingerprint(tmp_path) != before
+
+
+def test_the_same_tensors_in_other_files_are_the_same_model(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(40, 40), "b": torch.randn(5)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    before = folder_fingerprint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for name, tensor in tensors.items():
+        save_file({name: tensor}, tmp_path / f"model-{name}.safetensors")
+    assert folder_fingerprint(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, (2).to_bytes(8, "little") + b"[]"])
+def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.safetensors is no safetensors file"):
+        folder_fingerprint(tmp_path)
 
 
 def test_a_model_that_is_not_here_is_known_by_name(tmp_path: Path) -> None:
