@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,15 +26,23 @@ from callbacks.rollout_settings import (
     rollout_of,
 )
 from medvlt.console import wide_console
-from medvlt.curation.histogram import by_source, histogram_table
-from medvlt.curation.ledger import Ledger, Probe, update_ledger
+from medvlt.curation.histogram import NO_NAME, by_source, histogram_table
+from medvlt.curation.ledger import Ledger, Probe, check_writable, update_ledger
+from medvlt.curation.probe import check_name
 from medvlt.data.batches import PromptBatch
 from medvlt.distributed import gather, together
+from medvlt.doctor import version_of
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION, grade
 from medvlt.types import RolloutGroup
 
 logger = logging.getLogger(__name__)
+
+PACKAGES = ("medvlt", "torch", "transformers", "vllm", "openai")
+"""Whose versions a probe notes."""
+
+SHOWN_FAILURES = 3
+"""Messages of failed completions that are shown, the most frequent ones."""
 
 
 class PassCountLedger(Callback):
@@ -45,20 +54,35 @@ class PassCountLedger(Callback):
 
     At the end the ranks put their counts together. Each question of the data module must have been asked once, with the
     completions that were asked for, else nothing is written. The ledger may be there already: other probes, other
-    questions and marks stay. Whether the probe fits it is checked before anything is sampled.
+    questions and marks stay. Whether it can be written and locked is found out before a model is loaded, whether the
+    probe fits it before anything is sampled.
 
     Hooks used: `setup`, `on_predict_epoch_start`, `on_predict_batch_end`, `on_predict_end`.
 
     Args:
         path: The ledger, a Parquet file; made if it is not there. Several jobs may add to one file.
         probe: Name of the probe, which heads its columns; letters, digits, `_`, `-`, `.`.
+        max_failed_share: Share of the questions, in [0, 1], that may end without a pass count because completions
+            failed. Beyond it the run ends with an error, with the ledger written all the same.
+
+    Raises:
+        ConfigurationError: If a setting is out of range, or questions or completions would not make whole counts.
+        DataError: If the name cannot head columns, or the ledger cannot take the probe; at the end: if a question was
+            lost or asked twice, or too many failed.
     """
 
-    def __init__(self, path: str, probe: str) -> None:
+    def __init__(self, path: str, probe: str, max_failed_share: float = 0.05) -> None:
+        if not path:
+            raise ConfigurationError("PassCountLedger.path is empty; name the file, such as data/ledger.parquet")
+        if not 0 <= max_failed_share <= 1:
+            raise ConfigurationError(f"PassCountLedger.max_failed_share must be in [0, 1], got {max_failed_share}")
+        check_name(probe)
         self.path = Path(path)
         self.probe = probe
+        self.max_failed_share = max_failed_share
         self._rows: dict[str, dict[str, Any]] = {}
         self._questions: dict[str, tuple[str, int | str]] = {}
+        self._failures: Counter[str] = Counter()
         self._described: Probe | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -76,10 +100,11 @@ class PassCountLedger(Callback):
                 f"sampling: {sampling.n} completions at temperature 0 are {sampling.n} times the same; set temperature "
                 "(the reference has 1.0)"
             )
+        together(lambda: check_writable(self.path) if trainer.is_global_zero else None)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the ledger can take the probe; the engine has started by now, wherever its callback stands."""
-        self._rows, self._questions = {}, {}
+        self._rows, self._questions, self._failures = {}, {}, Counter()
         check_asked_once(trainer, "PassCountLedger")
         self._described = together(lambda: self._describe(trainer, pl_module))
         together(lambda: self._check_ledger(trainer) if trainer.is_global_zero else None)
@@ -97,20 +122,22 @@ class PassCountLedger(Callback):
                 raise DataError(f"question {sample.uid} was asked twice; this is a defect, please report it")
             self._rows[sample.uid] = count_group(group)
             self._questions[sample.uid] = (sample.dataset_name, sample.dataset_index)
+            self._failures.update(failure_messages(group))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the ranks together, checks that nothing is missing, and writes."""
-        shares = gather((self._rows, self._questions))
-        rows = {uid: row for share, _ in shares for uid, row in share.items()}
-        questions = {uid: question for _, share in shares for uid, question in share.items()}
-        times = Counter(uid for share, _ in shares for uid in share)
+        shares = gather((self._rows, self._questions, self._failures))
+        rows = {uid: row for share, _, _ in shares for uid, row in share.items()}
+        questions = {uid: question for _, share, _ in shares for uid, question in share.items()}
+        failures: Counter[str] = sum((found for _, _, found in shares), Counter())
+        times = Counter(uid for share, _, _ in shares for uid in share)
         check_coverage(times, asked_uids(trainer), rows, n=rollout_of(trainer, "PassCountLedger").sampling.n)
-        together(lambda: self._write(rows, questions) if trainer.is_global_zero else None)
+        together(lambda: self._write(rows, questions, failures) if trainer.is_global_zero else None)
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
         rollout = rollout_of(trainer, "PassCountLedger")
         encoder = prompt_encoder(trainer)
-        identity, _ = rollout_identity(rollout, trainer, pl_module)
+        identity, about = rollout_identity(rollout, trainer, pl_module)
         return Probe(
             name=self.probe,
             model=model_name(rollout, trainer, pl_module),
@@ -118,6 +145,8 @@ class PassCountLedger(Callback):
             sampling=asdict(rollout.sampling),
             seed=rollout.seed,
             details={name: value for name, value in identity.items() if name not in ("sampling", "seed")},
+            checkpoint=about["checkpoint"],
+            versions={name: version for name in PACKAGES if (version := version_of(name)) is not None},
             grader_version=GRADER_VERSION,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         )
@@ -126,7 +155,12 @@ class PassCountLedger(Callback):
         if self.path.exists() and self._described is not None:
             Ledger.read(self.path).check_probe(self._described, asked_uids(trainer))
 
-    def _write(self, rows: Mapping[str, Mapping[str, Any]], questions: Mapping[str, tuple[str, int | str]]) -> None:
+    def _write(
+        self,
+        rows: Mapping[str, Mapping[str, Any]],
+        questions: Mapping[str, tuple[str, int | str]],
+        failures: Counter[str],
+    ) -> None:
         assert self._described is not None
         described = self._described
         ledger = update_ledger(self.path, lambda ledger: ledger.with_probe(described, rows, questions))
@@ -134,11 +168,20 @@ class PassCountLedger(Callback):
         print(
             f"{self.path}: {len(rows)} questions counted for probe {self.probe!r}; probes: {', '.join(ledger.probes)}"
         )
-        if failed := sum(row["errors"] > 0 for row in rows.values()):
-            logger.warning(
-                "%d questions have completions that failed, and count as not measured; the same command with the same "
-                "store asks for these once more", failed,
-            )  # fmt: skip
+        failed = sum(row["errors"] > 0 for row in rows.values())
+        if not failed:
+            return
+        message = (
+            f"{failed} of {len(rows)} questions ({failed / len(rows):.1%}) have completions that failed, and count as "
+            f"not measured: {in_words(failures)}. The same command with the same store asks for these once more; what "
+            "was refused for its length or its picture is refused again unless settings or data change"
+        )
+        if failed / len(rows) > self.max_failed_share:
+            raise DataError(
+                f"{message}. max_failed_share={self.max_failed_share} allows {self.max_failed_share:.1%}; "
+                f"{self.path} is written all the same, with gaps that `Selection` refuses by its min_measured"
+            )
+        logger.warning("%s", message)
 
 
 def count_group(group: RolloutGroup) -> dict[str, Any]:
@@ -160,6 +203,19 @@ def count_group(group: RolloutGroup) -> dict[str, Any]:
         "mean_tokens": sum(completion.length for completion in attempts) / len(attempts) if attempts else 0.0,
         "pictures": len(group.sample.images),
     }
+
+
+def in_words(failures: Counter[str]) -> str:
+    """Returns the most frequent messages of failed completions, each with the number of questions that have it."""
+    words = [f"{number} times {message!r}" for message, number in failures.most_common(SHOWN_FAILURES)]
+    others = len(failures) - SHOWN_FAILURES
+    return "; ".join(words) + (f"; and {others} other messages" if others > 0 else "")
+
+
+def failure_messages(group: RolloutGroup) -> set[str]:
+    """Returns the messages of a question's failed completions, without their numbers, which differ by question."""
+    failed = (completion for completion in group.completions if completion.finish_reason == "error")
+    return {re.sub(r"\d[\d,.]*", "#", completion.error)[:150] or "no message" for completion in failed}
 
 
 def check_coverage(
@@ -200,7 +256,7 @@ def print_counts(probe: Probe, rows: Mapping[str, Mapping[str, Any]], names: Map
         counts = {name: row[name] for name in ("n", "strict", "robust", "format", "truncated", "errors")}
         grouped.setdefault(names[uid], Counter()).update({"questions": 1, **counts})
     table = Table(
-        title=f"{probe.name}: {probe.model}, {probe.n} answers each. Research software, not for clinical use.",
+        title=f"{probe.name}: {probe.answered_by}, {probe.n} answers each. Research software, not for clinical use.",
         title_justify="left",
     )
     for heading in ("source", "questions", "answers", "strict", "robust", "format", "cut", "failed"):
@@ -208,11 +264,11 @@ def print_counts(probe: Probe, rows: Mapping[str, Mapping[str, Any]], names: Map
     for name, counts in grouped.items():
         shares = (counts[column] / max(counts["n"], 1) for column in ("strict", "robust", "format", "truncated"))
         table.add_row(
-            Text(name or "(no name)"), f"{counts['questions']:,}", f"{counts['n']:,}",
+            Text(name or NO_NAME), f"{counts['questions']:,}", f"{counts['n']:,}",
             *(f"{share:.1%}" for share in shares), f"{counts['errors']:,}",
         )  # fmt: skip
     console = wide_console()
     console.print(table)
     if whole := {uid: int(row["strict"]) for uid, row in rows.items() if not row["errors"]}:
-        bins = by_source(whole, {uid: name or "(no name)" for uid, name in names.items()}, probe.n)
+        bins = by_source(whole, names, probe.n)
         console.print(histogram_table(bins, f"{probe.name}, strict count."))

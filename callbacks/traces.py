@@ -175,12 +175,13 @@ class TeacherTraces(Callback):
             return
         trace = TraceStatus.TRACE.value
         had = before["counts"][trace]
-        if is_incomplete(counts) and (before["complete"] or counts[trace] < had) or not counts[trace]:
+        if not counts[trace] or (is_incomplete(counts) and (before["complete"] or counts[trace] < had)):
             raise DataError(
                 f"this run has {counts[trace]} traces, {counts['requests_failed']} of {counts['requests']} requests "
                 f"failed and {counts['questions_not_asked']} questions were not asked; {self.output} holds "
                 f"{'all' if before['complete'] else 'a part'} of an earlier run with {had} traces, and stays as it is, "
-                f"with its status file. {again(trainer)} To keep this run apart, choose another output"
+                f"with its status file. To keep this run apart, choose another output. "
+                + (again(trainer) if counts["requests_failed"] else "")
             )
 
     def _write_status(self, choices: Sequence[TraceChoice]) -> None:

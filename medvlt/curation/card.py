@@ -196,9 +196,10 @@ def data_card(facts: Facts, *, title: str, provenance: Mapping[str, Any], notes:
     if notes:
         parts += ["## Notes", "\n".join(f"- {cell(note)}" for note in notes)]
     columns = ("questions", "with pictures", "pictures", "with reasoning", "measured")
+    sources = [(name, *(counts[column] for column in columns)) for name, counts in facts.sources.items()]
     parts += [
         "## Sources",
-        markdown_table(("source", *columns), [(name, *(c[key] for key in columns)) for name, c in facts.sources.items()]),
+        markdown_table(("source", *columns), sources),
         "Measured: a pass count is known.",
         "## Right letters",
         *(_label_table(number, labels) for number, labels in facts.labels.items()),

@@ -11,7 +11,7 @@ from medvlt.errors import ConfigurationError
 COMMANDS = {
     "build m23k": ("medvlt.curation.m23k:build_m23k", "the text questions, out of the published m23k rows"),
     "build pmc-vqa": ("medvlt.curation.pmc_vqa:build_pmc_vqa", "the picture questions, out of the original CSV"),
-    "histogram": ("medvlt.curation.select:show", "pass counts of a ledger"),
+    "histogram": ("medvlt.curation.select:histogram", "pass counts of a ledger"),
     "merge-ledgers": ("medvlt.curation.ledger:merge_ledgers", "one ledger of several"),
     "select": ("medvlt.curation.select:select", "keep questions of a band of difficulty, in an order"),
     "quality": ("medvlt.curation.quality:quality", "mark questions that teach the wrong thing"),
@@ -57,7 +57,7 @@ def import_sources() -> None:
         "data.sources",
         "data.mixture",
         "data.phantom",
-        "curation.select",
+        "curation.selection",
         "curation.m23k",
         "curation.pmc_vqa",
     ):

@@ -22,8 +22,11 @@ TEACHER_COLUMN = "teacher"
 SAMPLE_COLUMN = "teacher_sample"
 """Column of the written set that holds which of the n completions was kept, from 0."""
 
-_STALE_COLUMNS = ("text", TEACHER_LABEL)
-"""Columns that speak of an earlier reasoning: the whole chat as text, and the letter that the reasoning argued for."""
+TEACHER_REPLY = "teacher_reply"
+"""Column of m23k with what the teacher of its reasoning wrote behind it."""
+
+_STALE_COLUMNS = ("text", TEACHER_LABEL, TEACHER_REPLY)
+"""Columns that speak of an earlier reasoning: the whole chat as text, the letter argued for, and what followed."""
 
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 _ANSWER = re.compile(r"<answer>", re.IGNORECASE)
@@ -163,8 +166,8 @@ def reasoning_of(text: str) -> tuple[str, bool]:
 def with_trace(sample: Sample, choice: TraceChoice, teacher: str) -> Sample:
     """Returns the question with the reasoning that was kept for it, and whose it is.
 
-    Columns that spoke of an earlier reasoning go: the rendered chat, and a teacher's own letter, since the new
-    reasoning argues for the right one.
+    Columns that spoke of an earlier reasoning go: the rendered chat, an earlier teacher's reply, and its own letter,
+    since the new reasoning argues for the right one.
 
     Args:
         sample: The question.

@@ -8,22 +8,21 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
+from medvlt.console import tracked
 from medvlt.data.decode import MAX_ASPECT, check_image, open_image, resolve_image
 from medvlt.data.drops import DropReason, RecordError
 from medvlt.data.files import replacing
-from medvlt.data.readers import PROGRESS_FROM
 from medvlt.errors import ConfigurationError, DataError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +38,15 @@ MAX_SIDE = 1024
 
 FORMAT = 1
 """Of the journal; raised when older code would misread it."""
+
+JOURNAL, MADE = "figures.jsonl", "figures"
+"""All that lies in a work folder: what was done, and the folder of resized figures."""
+
+_MARK = b'{"made_by": "medvlt", '
+"""Every journal begins so."""
+
+_OURS = re.compile(r"\.?[0-9a-f]{24}\.png(\..*\.tmp)?")
+"""Names of the resized figures, half written ones included."""
 
 _CHUNK = 64
 
@@ -76,7 +84,8 @@ class FigureShop:
 
     A figure that keeps its size is used as it lies; a resized one (bilinear, as the reference's) is stored as PNG. The
     journal `figures.jsonl` says what was done; a figure is done again only if its file has changed since. Work begun
-    under another rule or with another folder of figures is thrown away.
+    under another rule or with another folder of figures is thrown away. A folder that is not such a work folder is left
+    alone.
 
     Args:
         images: Folder that the figures lie in.
@@ -97,44 +106,92 @@ class FigureShop:
             raise ConfigurationError(f"threads must be at least 1, got {self.threads}")
         if self.rule not in ("bounded", "reference"):
             raise ConfigurationError(f"the resize rule must be 'bounded' or 'reference', got {self.rule!r}")
+        if not 1 <= self.max_decoded_pixels <= 178_956_970:
+            raise ConfigurationError(f"max_decoded_pixels must be in [1, 178956970], got {self.max_decoded_pixels}")
 
-    def prepare(self, names: Iterable[str]) -> dict[str, Path | RecordError]:
+    @contextmanager
+    def locked(self) -> Iterator[IO[bytes]]:
+        """Gives the journal, for `prepare`; until the block ends no other process works in the folder.
+
+        Raises:
+            DataError: If another process is at work in the folder, it holds other things, or it cannot be written.
+        """
+        with self._failures():
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._refuse_others()
+            journal = (self.work / JOURNAL).open("a+b")
+        with journal:
+            try:
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(journal.fileno()).st_nlink:
+                    raise BlockingIOError("the folder was just cleared")
+            except OSError as error:
+                raise DataError(
+                    f"another process prepares figures in {self.work}; wait for it, or choose another output"
+                ) from error
+            yield journal
+
+    def prepare(self, names: Iterable[str], journal: IO[bytes]) -> dict[str, Path | RecordError]:
         """Returns, by name, the file to use, or why there is none.
 
         Args:
             names: Paths relative to `images`, each once.
+            journal: From `locked`.
 
         Raises:
-            DataError: If another process is at work in the folder, or it cannot be written.
+            DataError: If the folder cannot be written.
         """
         wanted = list(names)
+        with self._failures(), ThreadPoolExecutor(self.threads) as pool:
+            known = self._read(journal)
+            results = {name: result for name in wanted if (result := self._recall(known.get(name))) is not None}
+            if results:
+                logger.info("%d of %d figures were prepared before", len(results), len(wanted))
+            left = [name for name in wanted if name not in results]
+            rows = iter(tracked(left, "preparing figures", len(left)))
+            while chunk := list(islice(rows, _CHUNK)):
+                for name, entry in zip(chunk, pool.map(self._entry, chunk), strict=True):
+                    if "stat" in entry:  # a missing figure may come to be there
+                        _append(journal, entry)
+                    results[name] = self._result(entry)
+        return results
+
+    def clear(self) -> None:
+        """Removes what was made, for use inside `locked`; a work folder that then holds nothing else goes too."""
+        with suppress(OSError):  # the set is written: what cannot be removed does no harm
+            for path in list((self.work / MADE).glob("*")) if (self.work / MADE).is_dir() else []:
+                if _OURS.fullmatch(path.name):
+                    path.unlink()
+            if (self.work / MADE).is_dir():
+                (self.work / MADE).rmdir()
+        with suppress(OSError):
+            (self.work / JOURNAL).unlink()
+            self.work.rmdir()
+        if self.work.exists():
+            logger.warning("%s holds other things and stays", self.work)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
         try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            with self._journal() as journal:
-                known = self._read(journal)
-                results = {name: result for name in wanted if (result := self._recall(known.get(name))) is not None}
-                if results:
-                    logger.info("%d of %d figures were prepared before", len(results), len(wanted))
-                open_names = iter([name for name in wanted if name not in results])
-                rows = track(
-                    open_names,
-                    description="preparing figures",
-                    total=len(wanted) - len(results),
-                    transient=True,
-                    console=Console(stderr=True),
-                    disable=len(wanted) <= PROGRESS_FROM,
-                )
-                with ThreadPoolExecutor(self.threads) as pool:
-                    while chunk := list(islice(rows, _CHUNK)):
-                        for name, entry in zip(chunk, pool.map(self._entry, chunk), strict=True):
-                            if "stat" in entry:  # a missing figure may come to be there
-                                _append(journal, entry)
-                            results[name] = self._result(entry)
+            yield
         except OSError as error:
             raise DataError(
                 f"cannot prepare figures in {self.work}: {error}; check that it may be written and has space"
             ) from error
-        return results
+
+    def _refuse_others(self) -> None:
+        """Fails unless the folder is empty or an earlier run's, told by the first line of its journal."""
+        found = {path.name for path in self.work.iterdir()}
+        head = b""
+        if (self.work / JOURNAL).is_file():
+            with (self.work / JOURNAL).open("rb") as file:
+                head = file.read(len(_MARK))
+        # a killed run may have left half a first line, or none
+        if head != _MARK and not (found <= {JOURNAL, MADE} and _MARK.startswith(head) and (head or MADE not in found)):
+            raise DataError(
+                f"expected an empty folder or the work of an earlier build at {self.work}, found other things there, "
+                "which are never touched; move them away or choose another output"
+            )
 
     def _entry(self, name: str) -> dict[str, Any]:
         """Checks and resizes one figure; what became of it as a line of the journal."""
@@ -152,7 +209,7 @@ class FigureShop:
                 )
             if size == image.size:
                 return entry | {"path": str(path)}
-            target = self.work / "figures" / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.png"
+            target = self.work / MADE / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.png"
             with replacing(target, overwrite=True) as temporary:
                 image.resize(size, Image.Resampling.BILINEAR).save(temporary, "PNG", compress_level=_PNG_LEVEL)
             return entry | {"path": str(target)}
@@ -179,20 +236,10 @@ class FigureShop:
             return Path(entry["path"])
         return RecordError(DropReason(entry["reason"]), entry["message"])
 
-    @contextmanager
-    def _journal(self) -> Iterator[IO[bytes]]:
-        with (self.work / "figures.jsonl").open("a+b") as journal:
-            try:
-                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise DataError(
-                    f"another process prepares figures in {self.work}; wait for it, or choose another output"
-                ) from error
-            yield journal
-
     def _read(self, journal: IO[bytes]) -> dict[str, dict[str, Any]]:
         """Returns the entries by figure; cuts off a line that a killed process left half written."""
         head = {
+            "made_by": "medvlt",  # first, see `_MARK`
             "format": FORMAT,
             "rule": self.rule,
             "images": str(self.images.resolve()),

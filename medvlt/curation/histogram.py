@@ -22,7 +22,7 @@ NO_NAME = "(no name)"
 """Shown for a source without a name."""
 
 
-def histogram(counts: Iterable[int], n: int) -> list[int]:
+def binned(counts: Iterable[int], n: int) -> list[int]:
     """Returns how many questions have each pass count from 0 to n.
 
     Args:
@@ -33,7 +33,7 @@ def histogram(counts: Iterable[int], n: int) -> list[int]:
         DataError: If a count lies outside 0..n.
 
     Example:
-        >>> histogram([0, 2, 2], n=2)
+        >>> binned([0, 2, 2], n=2)
         [1, 0, 2]
     """
     found = Counter(counts)
@@ -54,7 +54,7 @@ def by_source(counts: Mapping[str, int], sources: Mapping[str, str], n: int) -> 
     for uid, count in counts.items():
         grouped.setdefault(sources[uid] or NO_NAME, []).append(count)
     largest_first = sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {name: histogram(values, n) for name, values in largest_first}
+    return {name: binned(values, n) for name, values in largest_first}
 
 
 def total(bins: Mapping[str, list[int]]) -> list[int]:

@@ -7,28 +7,24 @@ those of MedVLThinker (gated), which are records as everywhere here. Both are re
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medvlt.curation.card import announce, refuse_existing, write_dataset
+from medvlt.curation.distill import TEACHER_REPLY
 from medvlt.curation.selection import Selection, SelectionReport
-from medvlt.curation.stored import Place, kind_of, stored
+from medvlt.curation.stored import Place, stored
 from medvlt.data.drops import DropReason, RecordError
 from medvlt.data.fields import int_field, text_field
 from medvlt.data.readers import ReadChecks, RecordReader
 from medvlt.data.samples import SampleSet, Source
 from medvlt.data.schema import Record
-from medvlt.data.sources import JSONLines, Parquet, SavedDataset
-from medvlt.errors import DataError
+from medvlt.data.sources import HubDataset, JSONLines, Parquet, SavedDataset, json_records
 from medvlt.rewards.grade import grade
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +41,11 @@ EXPECTED = {
 LEFT_OUT = "qiaojin/PubMedQA:pqa_labeled"
 """Source of the 28 rows of m1, numbers 1628 to 1655, that MedVLThinker left out: 23,493 - 28 = 23,465."""
 
-TEACHER_REPLY = "teacher_reply"
-"""Key in `Sample.extra`: what R1 said after its reasoning."""
-
 _M1_COLUMNS = {"prompt", "answer_letter", "answer_string"}
 _M1_ONLY = ("prompt", "answer_idx", "metadata", "text")  # `metadata` is the source's row as Python, `text` m1's chat
+_FIRST_ROWS = 100  # of a file of lines, which tell its columns: one of them may be broken
 _FIRST_LETTER = "A"
-_OPTION = re.compile(r"([A-Z])\. (.*)", re.DOTALL)
+_OPTION = re.compile(r"([A-Z])\.(?: (.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -97,15 +91,18 @@ def build_m23k(
         output: Folder to write.
         source: The rows: a name on the Hub, a file or folder, or a source.
         revision: Commit, branch or tag of a name on the Hub.
-        max_drop_share: Share of the rows of m1 that may be unusable, in [0, 1]; beyond it the build fails.
-        drop_log: JSON Lines file that lists every row of m1 left out, written even if the build fails.
+        max_drop_share: Share of the rows that may be unusable, in [0, 1]; beyond it the build fails. A source has its
+            own.
+        drop_log: JSON Lines file that lists every row left out, written even if the build fails. A source has its own.
         overwrite: Whether a saved data set at `output` may be replaced.
 
     Raises:
+        ConfigurationError: If `max_drop_share` or `drop_log` is given for a source, which has its own.
         DataError: If the rows cannot be read, or too many cannot be used.
     """
     refuse_existing(Path(output), overwrite=overwrite)
-    samples = read(source, revision=revision, checks=ReadChecks(max_drop_share=max_drop_share, drop_log=drop_log))
+    checks = ReadChecks(max_drop_share=max_drop_share, drop_log=drop_log)
+    samples = read(source, revision=revision, checks=None if checks == ReadChecks() else checks)
     notes = unexpected(samples)
     for note in notes:
         logger.warning("%s", note)
@@ -140,20 +137,30 @@ def read(place: Place, *, revision: str | None = None, checks: ReadChecks | None
     Args:
         place: See `medvlt.curation.stored`. What a source gives is taken as it is; anything else may hold either form.
         revision: Of a name on the Hub.
-        checks: For rows of m1; by default those that every source has.
+        checks: What is checked; by default what every source checks. None for a source, which has its own.
 
     Raises:
+        ConfigurationError: If checks are given for a source.
         DataError: If it cannot be read.
     """
-    source = stored(place, revision=revision)
+    source = stored(place, revision=revision, checks=checks)
     if isinstance(place, Source):
         return source.load()
-    if kind_of(place) is JSONLines and not _first_keys(Path(place)) >= _M1_COLUMNS:
+    rows: Iterable[Record | RecordError]
+    if isinstance(source, JSONLines):
+        path = Path(source.path)
+        try:
+            first = [row for row in islice(json_records(path), _FIRST_ROWS) if not isinstance(row, RecordError)]
+            columns, total = {name for row in first for name in row}, sum(1 for _ in json_records(path))
+        except OSError:
+            return source.load()  # says it
+        rows = json_records(path)
+    elif isinstance(source, HubDataset | Parquet | SavedDataset):
+        table = source.table()
+        rows, columns, total = table, set(table.column_names), len(table)
+    else:
         return source.load()
-    table = _table(place, revision)
-    if not set(table.column_names) >= _M1_COLUMNS:
-        return source.load()
-    return _read_m1(table, str(place), checks or ReadChecks())
+    return _read_m1(rows, total, str(place), checks or ReadChecks()) if columns >= _M1_COLUMNS else source.load()
 
 
 def unexpected(samples: SampleSet) -> list[str]:
@@ -206,8 +213,8 @@ def split_prompt(prompt: str, letter: str, answer: str | None) -> tuple[str, dic
     r"""Returns question and options of a prompt of m1, which is `{question}\nA. {text}\nB. {text}...`.
 
     The options are the last lines: they begin at the last line `A. ...` from which on the right letter has the right
-    text, so that a list of findings inside the question does not count. A line that does not begin with the next letter
-    belongs to the option above it.
+    text, so that a list of findings inside the question does not count. A line without a letter in front belongs to the
+    option above it, as does one with an earlier letter; one with a letter beyond the next shows that one is missing.
 
     Args:
         prompt: The text.
@@ -215,7 +222,7 @@ def split_prompt(prompt: str, letter: str, answer: str | None) -> tuple[str, dic
         answer: Text of the right option; None if not known.
 
     Raises:
-        RecordError: If there is no such line.
+        RecordError: If there is no such line, or an option is missing or empty.
 
     Example:
         >>> split_prompt("Which is it?\nA. this\nB. that", "B", "that")
@@ -226,7 +233,11 @@ def split_prompt(prompt: str, letter: str, answer: str | None) -> tuple[str, dic
     for start in range(len(lines) - 1, 0, -1):
         if not lines[start].startswith(f"{_FIRST_LETTER}. "):
             continue
-        options = _options(lines[start:])
+        try:
+            options = _options(lines[start:])
+        except RecordError as error:
+            reason, message = error.reason, error.message
+            continue
         if answer is None or options.get(letter, "").strip() == answer.strip():
             return "\n".join(lines[:start]), options
         reason = DropReason.ANSWER_MISMATCH
@@ -240,6 +251,10 @@ def _options(lines: list[str]) -> dict[str, str]:
     for line in lines:
         expected = chr(ord(label) + 1) if label else _FIRST_LETTER
         found = _OPTION.fullmatch(line)
+        if found is not None and found[1] >= expected and (found[1] != expected or found[2] is None):
+            raise RecordError(
+                DropReason.BAD_OPTIONS, f"expected option {expected} with a text, got the line {line!r:.80}"
+            )
         if found is not None and found[1] == expected:
             label, options[expected] = expected, found[2]
         else:
@@ -247,10 +262,10 @@ def _options(lines: list[str]) -> dict[str, str]:
     return options
 
 
-def _read_m1(table: Dataset, name: str, checks: ReadChecks) -> SampleSet:
+def _read_m1(table: Iterable[Record | RecordError], total: int, name: str, checks: ReadChecks) -> SampleSet:
     reader = RecordReader(checks, source=name, dataset_name="m23k", image_root=None)
     rows = (_record(row, number) for number, row in enumerate(table))
-    samples = [sample for _, sample in reader.accept(rows, len(table))]
+    samples = [sample for _, sample in reader.accept(rows, total)]
     report = reader.finish()
     kept = [sample for sample in samples if sample.dataset_name != LEFT_OUT]
     left_out = {f"source {LEFT_OUT}": len(samples) - len(kept)} if len(kept) < len(samples) else {}
@@ -258,42 +273,8 @@ def _read_m1(table: Dataset, name: str, checks: ReadChecks) -> SampleSet:
     return SampleSet(kept, selected, uids=[sample.uid for sample in kept])
 
 
-def _record(row: Mapping[str, object], number: int) -> Record | RecordError:
+def _record(row: Record | RecordError, number: int) -> Record | RecordError:
     try:
-        return from_m1(row, number)
+        return row if isinstance(row, RecordError) else from_m1(row, number)
     except RecordError as error:
         return error
-
-
-def _first_keys(path: Path) -> set[str]:
-    """Returns the keys of the first record of a JSON Lines file; none if it cannot be read, as its source will say."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            record = json.loads(next(line for line in file if line.strip()))
-    except (OSError, StopIteration, ValueError):
-        return set()
-    return set(record) if isinstance(record, dict) else set()
-
-
-def _table(place: str | Path, revision: str | None) -> Dataset:
-    """Returns the rows of a place as they are stored."""
-    import datasets
-
-    kind = kind_of(place)
-    try:
-        if kind is JSONLines:
-            return datasets.Dataset.from_json(str(place))
-        if kind is Parquet:
-            path = Path(place)
-            return datasets.Dataset.from_parquet([str(file) for file in sorted(path.glob("*.parquet"))] or str(path))
-        if kind is SavedDataset:
-            loaded = datasets.load_from_disk(str(place))
-            return loaded["train"] if isinstance(loaded, dict) else loaded
-        return datasets.load_dataset(str(place), split="train", revision=revision)
-    except Exception as error:  # the Hub, the network, pyarrow and datasets share no base
-        cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        raise DataError(
-            f"cannot read {str(place)!r}, neither as a file or folder (working folder {Path.cwd()}) nor as a data set "
-            f"on the Hub: {cause}. Correct the path or name; without a network, name what was downloaded. If the set "
-            "is gated, accept its terms on its page and run `hf auth login`"
-        ) from error

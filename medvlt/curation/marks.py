@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import comb
 from typing import Literal
 
@@ -31,7 +32,8 @@ def normalise(text: str) -> str:
 
     Compatibility forms of Unicode, markdown, punctuation and blanks do not count. Signs, decimal points, units and
     comparisons do: "-5" is not "5", "p < 0.05" is not "p > 0.05". A text without any word, number or symbol, such as
-    "?", stays as it is, outer blanks aside.
+    "?", stays as it is, outer blanks aside. (`text_matching.words` drops signs and accents too: it looks for what may
+    be the same question, while a mark says that it is.)
 
     Example:
         >>> normalise("  Is the Rh-negative *mother* at risk?"), normalise("-1.5 mg/dL"), normalise("Rh-")
@@ -140,6 +142,22 @@ def below_chance(right: int, n: int, options: int, *, alpha: float) -> bool | No
     if binomial_at_most(0, n, 1 / options) > alpha:
         return None
     return binomial_at_most(right, n, 1 / options) <= alpha
+
+
+def answers_needed(options: int, *, alpha: float, all_right: bool) -> int:
+    """Returns from how many answers on all of them right, or all of them wrong, is significant; see the tests above.
+
+    Args:
+        options: At least two.
+        alpha: Level of the test.
+        all_right: For `above_chance`; else for `below_chance`.
+
+    Example:
+        >>> answers_needed(4, alpha=0.05, all_right=True), answers_needed(4, alpha=0.05, all_right=False)
+        (3, 11)
+    """
+    chance = 1 / options if all_right else 1 - 1 / options
+    return next(n for n in count(1) if chance**n <= alpha)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import csv as csv_format
-import hashlib
 import os
-import shutil
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from medvlt.curation.figures import MAX_SIDE, MIN_SIDE, FigureShop, ResizeRule
 from medvlt.curation.selection import Selection
 from medvlt.curation.stored import stored
 from medvlt.data.drops import Drop, DropReason, ReadReport, RecordError
+from medvlt.data.files import file_sha256
 from medvlt.data.readers import ReadChecks, RecordReader
 from medvlt.data.samples import SampleSet, Source
 from medvlt.data.schema import Record
@@ -62,7 +61,8 @@ class PMCVQA(Source):
         Raises:
             DataError: If it cannot be read, or nothing is left.
         """
-        samples = stored(self.source, revision=self.revision, check_images="header").load()
+        checks = None if isinstance(self.source, Source) else ReadChecks(check_images="header")
+        samples = stored(self.source, revision=self.revision, checks=checks).load()
         return samples if self.selection is None else self.selection.apply(samples)
 
 
@@ -80,12 +80,14 @@ def build_pmc_vqa(
 ) -> None:
     """Builds the picture set from the original `train.csv` and its figures, into a folder that `PMCVQA` reads.
 
-    Rows are cleaned and numbered as in the published set: `dataset_index` counts the rows that its rules keep, so that
-    uids and pass counts of both fit. What those rules keep and cannot be used (two equal options, a missing or damaged
-    figure) is left out without changing the numbers. Everything left out is counted and listed in `drops.jsonl`.
+    Rows are cleaned and numbered by the rules of the published set: `dataset_index` counts the rows that they keep.
+    What they keep and cannot be used (two equal options, a missing or damaged figure) is left out without changing the
+    numbers. Everything left out is counted and listed in `drops.jsonl`. It is intended, and has
+    not been measured, that uids and pass counts of both fit: the uid and texts of each published row would have to be
+    compared with those of the row built under its number.
 
     An interrupted build goes on where it was when the same command runs again: figures done are kept in
-    `{output}.work` until the set is written.
+    `{output}.work` until the set is written. A folder of that name that holds anything else is refused.
 
     Args:
         csv: The original file; `train_2.csv` has another format.
@@ -107,8 +109,7 @@ def build_pmc_vqa(
     refuse_existing(output, overwrite=overwrite)
     if not figures_in.is_dir():
         raise DataError(f"expected the folder of figures at {figures_in}, there is none; correct `images`")
-    checks = ReadChecks(max_drop_share=max_drop_share, drop_log=drop_log, max_decoded_pixels=max_decoded_pixels)
-    rows, report = _read(table, checks)
+    checks = ReadChecks(max_drop_share=max_drop_share, drop_log=drop_log)
     shop = FigureShop(
         figures_in,
         output.with_name(f"{output.name}.work"),
@@ -116,27 +117,27 @@ def build_pmc_vqa(
         max_decoded_pixels=max_decoded_pixels,
         threads=min(16, os.cpu_count() or 1) if threads is None else threads,
     )
-    figures = shop.prepare(dict.fromkeys(str(sample.extra[FIGURE]) for _, sample in rows))
-    samples = _with_figures(rows, figures, report, checks)
-    resized = sum(isinstance(path, Path) and path.is_relative_to(shop.work) for path in figures.values())
-    facts = write_dataset(
-        samples,
-        output,
-        title="PMC-VQA",
-        provenance={
-            "command": "medvlt data build pmc-vqa",
-            "csv": str(table),
-            "csv_sha256": _sha256(table),
-            "images": str(figures_in),
-            "resize": resize,
-            "side_pixels": [MIN_SIDE, MAX_SIDE],
-            "figures": len(figures),
-            "figures_resized": resized,
-        },
-        notes=_notes(report.read, resize),
-        overwrite=overwrite,
-    )
-    shutil.rmtree(shop.work, ignore_errors=True)
+    rows, report = _read(table, checks)
+    provenance = {
+        "command": "medvlt data build pmc-vqa",
+        "csv": str(table),
+        "csv_sha256": file_sha256(table),
+        "images": str(figures_in),
+        "resize": resize,
+        "side_pixels": [MIN_SIDE, MAX_SIDE],
+    }
+    with shop.locked() as journal:
+        figures = shop.prepare(dict.fromkeys(str(sample.extra[FIGURE]) for _, sample in rows), journal)
+        resized = sum(isinstance(path, Path) and path.is_relative_to(shop.work) for path in figures.values())
+        facts = write_dataset(
+            _with_figures(rows, figures, report, checks),
+            output,
+            title="PMC-VQA",
+            provenance=provenance | {"figures": len(figures), "figures_resized": resized},
+            notes=_notes(report.read, resize),
+            overwrite=overwrite,
+        )
+        shop.clear()
     announce(facts, output)
 
 
@@ -227,12 +228,12 @@ def _records(path: Path) -> Iterator[Record | RecordError]:
 
 def _read(path: Path, checks: ReadChecks) -> tuple[list[tuple[int, Sample]], ReadReport]:
     """Returns (row, question without its figure) of every row that can be used, and the report."""
-    first = next(read_rows(path), None)
     reader = RecordReader(checks, source=str(path), dataset_name=DATASET_NAME, image_root=None)
     rows = list(reader.accept(_records(path), sum(1 for _ in read_rows(path))))
     try:
         return rows, reader.finish()
     except DataError as error:
+        first = next(read_rows(path), None)
         seen = (
             first if isinstance(first, RecordError) else "; ".join(f"{k}={v!r:.60}" for k, v in (first or {}).items())
         )
@@ -273,8 +274,3 @@ def _notes(rows: int, resize: ResizeRule) -> list[str]:
     if resize == "reference":
         notes.append(f"Long thin figures may have a side below {MIN_SIDE} pixels, as in the published set.")
     return notes
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

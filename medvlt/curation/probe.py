@@ -24,8 +24,8 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """What a probe or a mark may be called."""
 
 _IDENTITY = ("prompt", "seed", "sampling", "details")
-"""Without `model`: a folder may be moved, and a name on the Hub and its snapshot are the same weights; `details` has the
-weights' fingerprint."""
+"""Without `model`: a folder may be moved, and a name on the Hub means the same weights as its snapshot; `details` tells
+weights apart."""
 
 
 @dataclass(frozen=True)

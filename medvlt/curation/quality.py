@@ -24,19 +24,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from medvlt import __version__
+from medvlt.console import tracked
 from medvlt.curation.biases import BiasCounts
+from medvlt.curation.findings import MARKS, Findings
 from medvlt.curation.marks import (
     Wording,
     above_chance,
+    answers_needed,
     below_chance,
     gives_answer_away,
     length_outlier,
@@ -44,16 +44,13 @@ from medvlt.curation.marks import (
     repeats,
     wording,
 )
-from medvlt.data.readers import PROGRESS_FROM
 from medvlt.data.samples import SampleSet, Source
 from medvlt.data.writers import encoded
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.types import ImageSource, Sample
 
 logger = logging.getLogger(__name__)
-
-MARKS = ("blind", "duplicate", "contradictory", "caption_leak", "length_bias", "low_agreement")
-"""Names of the marks, in the order of the report."""
 
 
 @dataclass(frozen=True)
@@ -90,60 +87,6 @@ class QualityRules:
                 raise ConfigurationError(f"rules.{name} must be {rule}, got {getattr(self, name)}")
 
 
-@dataclass
-class Findings:
-    """What was found in a set.
-
-    Attributes:
-        names: Data set of each question, by uid, in order.
-        indices: Index of each question in its data set, by uid.
-        marks: Name to (uid to whether the question has the mark), of the examined questions.
-        rules: Marked questions by the rule that found them, where a mark has several.
-        biases: What the options of each data set give away.
-        lucky_guesses: `blind` marks to expect if a model made one fixed guess for each question: the sum of 1/options.
-    """
-
-    names: dict[str, str] = field(default_factory=dict)
-    indices: dict[str, int | str] = field(default_factory=dict)
-    marks: dict[str, dict[str, bool]] = field(default_factory=lambda: {name: {} for name in MARKS})
-    rules: Counter[str] = field(default_factory=Counter)
-    biases: dict[str, BiasCounts] = field(default_factory=dict)
-    lucky_guesses: float = 0.0
-
-    def marked(self, name: str) -> list[str]:
-        """Returns the uids that have a mark, in the order of the set."""
-        return [uid for uid, value in self.marks[name].items() if value]
-
-    def by_source(self, name: str) -> dict[str, tuple[int, int]]:
-        """Returns for each data set how many questions have a mark, and how many were examined."""
-        counts = {source: (0, 0) for source in self.names.values()}
-        for uid, value in self.marks[name].items():
-            marked, examined = counts[self.names[uid]]
-            counts[self.names[uid]] = (marked + value, examined + 1)
-        return counts
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns everything as a record that JSON can hold."""
-        return {
-            "questions": len(self.names),
-            "marks": {
-                name: {
-                    "marked": len(self.marked(name)),
-                    "examined": len(self.marks[name]),
-                    "by_source": {
-                        source: {"marked": marked, "examined": examined}
-                        for source, (marked, examined) in self.by_source(name).items()
-                    },
-                    "uids": self.marked(name),
-                }
-                for name in MARKS
-            },
-            "rules": dict(self.rules),
-            "blind_marks_of_one_fixed_guess": self.lucky_guesses,
-            "biases": {source: biases.to_json() for source, biases in self.biases.items()},
-        }
-
-
 def quality(
     source: Source,
     report: Path,
@@ -152,39 +95,46 @@ def quality(
     strong_probes: list[str] | None = None,
     caption_column: str | None = None,
     rules: QualityRules = QualityRules(),
+    accept_grader_version: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Marks questions that teach the wrong thing, and reports them. Research software, not for clinical use.
 
     Marks: blind, duplicate, contradictory, caption_leak, length_bias, low_agreement; see the report for what each
-    means. They are written into the ledger, where `medvlt data select --selection.without_marks` finds them.
+    means. They are written into the ledger, where `medvlt data select --selection.without_marks` finds them. Of these
+    questions, what an earlier run wrote is replaced, or taken back where a question counts as not examined now; `blind`
+    and `low_agreement` stay as they are if their probes are not named.
 
     Args:
         source: The questions.
-        report: Markdown file to write; a JSON file with all numbers and uids goes beside it.
+        report: Markdown file to write, `.md` added if it is not there; a `.json` file with all numbers and uids goes
+            beside it.
         ledger: Ledger that the marks go into, made if there is none; null only reports.
         blind_probe: Probe in the ledger that was asked these questions without their pictures; null leaves `blind` out.
         strong_probes: Probes in the ledger that saw the pictures, of models strong enough to be believed; all of them
             must disagree with the key. Null leaves `low_agreement` out.
         caption_column: Column of the records with the caption of the figure; null if there is none.
         rules: Where each mark begins.
+        accept_grader_version: Version of older grading rules whose counts are good enough.
         overwrite: Whether the report may replace another.
 
     Raises:
         ConfigurationError: If a probe is named without a ledger.
-        DataError: If the report exists, or a probe does not fit the questions.
+        DataError: If the report exists, or a probe does not fit the questions, was graded by other rules, or is too
+            small to tell anything.
     """
     from medvlt.curation.ledger import Ledger, update_ledger
-    from medvlt.curation.quality_report import print_findings, write_report
+    from medvlt.curation.quality_report import print_findings, report_paths, write_report
 
     if ledger is None and (blind_probe or strong_probes):
         raise ConfigurationError("blind_probe and strong_probes are read from a ledger: give ledger")
-    markdown, numbers = report.with_suffix(".md"), report.with_suffix(".json")
+    markdown, numbers = report_paths(report)
     if found := [path for path in (markdown, numbers) if path.exists() and not overwrite]:
         raise DataError(f"expected a new report, but {found[0]} exists; choose another path or set overwrite=true")
     probes = [name for name in (blind_probe, *(strong_probes or [])) if name]
     rows = {} if ledger is None or not probes else _probe_rows(Ledger.read(ledger), probes)
     samples = source.load()
+    graders = {name: _graded_by(name, found, samples.uids, accept_grader_version) for name, found in rows.items()}
     findings = examine(
         samples,
         rules,
@@ -192,14 +142,24 @@ def quality(
         strong={name: rows[name] for name in strong_probes or []},
         caption_column=caption_column,
     )
-    about = {"rules": asdict(rules), "blind_probe": blind_probe, "strong_probes": strong_probes, "medvlt": __version__}
-    write_report(findings, samples, about, markdown, numbers)
+    about = {
+        "rules": asdict(rules),
+        "blind_probe": blind_probe,
+        "strong_probes": strong_probes,
+        "caption_column": caption_column,
+        "grader_versions": graders,
+        "medvlt": __version__,
+    }
     print_findings(findings)
-    if ledger is not None:
+    if ledger is not None:  # before the report, which a second try would find in its way
+        given = [name for name, probe in (("blind", blind_probe), ("low_agreement", strong_probes)) if probe]
+        tried = [name for name in MARKS if name in given or name not in ("blind", "low_agreement")]
         questions = {uid: (findings.names[uid], findings.indices[uid]) for uid in findings.names}
-        marks = {name: values for name, values in findings.marks.items() if values}
-        update_ledger(ledger, lambda present: present.with_marks(marks, about, questions))
-        print(f"marks written to {ledger}: {', '.join(f'mark/{name}' for name in marks)}")
+        update_ledger(
+            ledger, lambda present: present.with_marks(findings.for_ledger(tried, present.marks), about, questions)
+        )
+        print(f"marks written to {ledger}: {', '.join(f'mark/{name}' for name in tried if findings.marks[name])}")
+    write_report(findings, samples, about, markdown, numbers)
     print(f"report written to {markdown} and {numbers}")
 
 
@@ -221,12 +181,14 @@ def examine(
         caption_column: Key in `Sample.extra` of the figure's caption.
 
     Raises:
-        DataError: If a probe does not fit the questions, no record has a caption, or a picture cannot be read.
+        DataError: If a probe does not fit the questions or is too small, no record has a caption, or a picture cannot
+            be read.
     """
     findings = Findings()
     wordings: list[Wording] = []
     with_pictures: list[bool] = []
     captions = 0
+    too_few: dict[str, list[tuple[int, int, int]]] = {"blind": [], "low_agreement": []}
     for sample in _tracked(samples, range(len(samples)), "examining questions"):
         findings.names[sample.uid] = sample.dataset_name
         findings.indices[sample.uid] = sample.dataset_index
@@ -238,7 +200,7 @@ def examine(
         caption = sample.extra.get(caption_column) if caption_column else None
         captions += bool(caption)
         _mark_texts(findings, sample, str(caption or ""), rules)
-        _mark_probes(findings, sample, rules, blind, strong or {})
+        _mark_probes(findings, sample, rules, blind, strong or {}, too_few)
     if caption_column and not captions:
         raise DataError(f"none of {len(samples)} records has a caption in {caption_column!r}; correct caption_column")
     for what, name, rows in [
@@ -250,8 +212,23 @@ def examine(
                 f"{name} has no counts of these {len(samples)} questions, so {what} cannot be told; "
                 "name a ledger and a probe of this data set"
             )
+    for name, probes in (("blind", blind), ("low_agreement", strong)):
+        if probes and not findings.marks[name]:
+            raise DataError(_untested(name, too_few[name]))
     _mark_repeats(findings, samples, wordings, with_pictures)
     return findings
+
+
+def _untested(mark: str, too_few: Sequence[tuple[int, int, int]]) -> str:
+    """Returns why no question could be examined; `too_few` are answers, answers needed and options, by question."""
+    if not too_few:
+        what = {"blind": "with a picture has counts of blind_probe", "low_agreement": "was asked of all strong_probes"}
+        return f"{mark} cannot be told of any question: none with options {what[mark]}; name probes of this data set"
+    n, needed, options = min(too_few, key=lambda counts: counts[1] - counts[0])
+    return (
+        f"{mark} cannot be told of any question: with {options} options at least {needed} readable answers are needed, "
+        f"and there are {n}; probe with more answers (sampling.n), or change rules"
+    )
 
 
 def _mark_texts(findings: Findings, sample: Sample, caption: str, rules: QualityRules) -> None:
@@ -275,6 +252,7 @@ def _mark_probes(
     rules: QualityRules,
     blind: Mapping[str, Mapping[str, Any]] | None,
     strong: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    too_few: Mapping[str, list[tuple[int, int, int]]],
 ) -> None:
     options = len(sample.options)
     if sample.images and blind is not None and (row := blind.get(sample.uid)) is not None:
@@ -283,11 +261,14 @@ def _mark_probes(
                 f"blind_probe was shown {row['pictures']} pictures with question {sample.uid}; name a probe over "
                 "WithoutPictures"
             )
+        needed = rules.blind_at_least or answers_needed(options, alpha=rules.blind_alpha, all_right=True)
         if rules.blind_at_least is not None:
-            seen_through = row["robust"] >= rules.blind_at_least if row["n"] >= rules.blind_at_least else None
+            seen_through = row["robust"] >= rules.blind_at_least if row["n"] >= needed else None
         else:
             seen_through = above_chance(row["robust"], row["n"], options, alpha=rules.blind_alpha)
-        if seen_through is not None:
+        if seen_through is None:
+            too_few["blind"].append((row["n"], needed, options))
+        else:
             findings.marks["blind"][sample.uid] = seen_through
             findings.lucky_guesses += 1 / options
     verdicts: list[bool | None] = []
@@ -298,12 +279,14 @@ def _mark_probes(
                 f"probe {name!r} was shown {row['pictures']} of {len(sample.images)} pictures with question "
                 f"{sample.uid}; strong_probes must have seen what the key was made from"
             )
+        if row is None:
+            verdicts.append(None)
+            continue
         # answers outside the format say little about what a model believes; those that are right count all the same
-        verdicts.append(
-            None
-            if row is None
-            else below_chance(min(row["robust"], row["format"]), row["format"], options, alpha=rules.agreement_alpha)
-        )
+        verdicts.append(below_chance(row["robust"], row["format"], options, alpha=rules.agreement_alpha))
+        if verdicts[-1] is None:
+            needed = answers_needed(options, alpha=rules.agreement_alpha, all_right=False)
+            too_few["low_agreement"].append((row["format"], needed, options))
     if verdicts and None not in verdicts:
         findings.marks["low_agreement"][sample.uid] = all(verdicts)
 
@@ -354,8 +337,18 @@ def _probe_rows(ledger: Any, probes: Sequence[str]) -> dict[str, dict[str, dict[
     return {name: ledger.rows(name) for name in probes}
 
 
-def _tracked(samples: SampleSet, indices: Sequence[int], description: str) -> Iterator[Sample]:
-    console = Console(stderr=True)
-    few = len(indices) <= PROGRESS_FROM
-    for index in track(indices, description=description, transient=True, console=console, disable=few):
-        yield samples[index]
+def _graded_by(name: str, rows: Mapping[str, Mapping[str, Any]], uids: Sequence[str], accepted: str | None) -> str:
+    """Returns which versions of the grader counted these questions in a probe; see `Selection` for what is accepted."""
+    versions = Counter(str(rows[uid]["grader"]) for uid in uids if uid in rows)
+    if others := {version: number for version, number in versions.items() if version not in (GRADER_VERSION, accepted)}:
+        raise DataError(
+            f"{sum(others.values())} counts of probe {name!r} were made by version {', '.join(map(repr, others))} of "
+            f"the grader, the present one is {GRADER_VERSION!r}; run the `medvlt predict` that made them again: "
+            "completions in its store are graded anew, not sampled; or set "
+            f"accept_grader_version={next(iter(others))}"
+        )
+    return ",".join(sorted(versions))
+
+
+def _tracked(samples: SampleSet, indices: Sequence[int], description: str) -> Iterable[Sample]:
+    return (samples[index] for index in tracked(indices, description, len(indices)))

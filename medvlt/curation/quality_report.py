@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from medvlt.console import wide_console
 from medvlt.curation.biases import BiasCounts, Rate
-from medvlt.curation.card import NOTICE, cell
-from medvlt.curation.quality import MARKS, Findings
+from medvlt.curation.card import NOTICE, cell, markdown_table
+from medvlt.curation.findings import MARKS, Findings
 from medvlt.data.files import replacing
 from medvlt.data.samples import SampleSet
 
@@ -41,7 +40,7 @@ EXAMPLES = 5
 
 def print_findings(findings: Findings) -> None:
     """Prints marks and biases by data set."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = wide_console()
     header, rows = mark_rows(findings)
     console.print(_table(f"Marked questions, of those examined. {NOTICE}", header, rows))
     header, rows = bias_rows(findings.biases)
@@ -74,6 +73,12 @@ def bias_rows(biases: Mapping[str, BiasCounts]) -> tuple[list[str], list[list[st
     return [*header, "right answers by letter, chi-square test of an even spread"], rows
 
 
+def report_paths(report: Path) -> tuple[Path, Path]:
+    """Returns the Markdown and the JSON file of a report; of the name that was asked for only `.md` or `.json` goes."""
+    stem = report.with_suffix("") if report.suffix in (".md", ".json") else report
+    return stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.json")
+
+
 def write_report(
     findings: Findings, samples: SampleSet, about: Mapping[str, Any], markdown: Path, numbers: Path
 ) -> None:
@@ -86,18 +91,19 @@ def write_report(
         markdown: File for people.
         numbers: File for programs.
     """
+    text = to_markdown(findings, samples, about)  # first, so that a failure leaves neither file
     record = {"source": samples.report.source, **about, **findings.to_json(), "notice": NOTICE}
     with replacing(numbers, overwrite=True) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     with replacing(markdown, overwrite=True) as temporary:
-        temporary.write_text(to_markdown(findings, samples, about), encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def to_markdown(findings: Findings, samples: SampleSet, about: Mapping[str, Any]) -> str:
     """Returns the report as Markdown."""
     lines = [f"# Quality of {cell(samples.report.source)}", "", NOTICE, "", "## Marks", ""]
     lines += ["Marked questions, of those examined. A mark is a reason to look; none proves a question wrong.", ""]
-    lines += _markdown_table(*mark_rows(findings))
+    lines.append(markdown_table(*mark_rows(findings)))
     lines += ["", *(f"- `{name}`: {MEANING[name]}" for name in MARKS), ""]
     if findings.marks["blind"]:
         lines += [
@@ -109,15 +115,15 @@ def to_markdown(findings: Findings, samples: SampleSet, about: Mapping[str, Any]
     if findings.rules:
         lines += ["By rule: " + "; ".join(f"{rule}: {n}" for rule, n in findings.rules.most_common()) + ".", ""]
     lines += ["Settings: `" + json.dumps(about).replace("`", "'") + "`", "", "## What the options give away", ""]
-    lines += _markdown_table(*bias_rows(findings.biases))
+    lines.append(markdown_table(*bias_rows(findings.biases)))
     lines += ["", READING, ""]
     positions = {uid: index for index, uid in enumerate(samples.uids)}
     for name in MARKS:
         marked = findings.marked(name)
         if marked:
             lines += [f"## `{name}`: {min(EXAMPLES, len(marked))} of {len(marked)}", ""]
-            lines += _markdown_table(*_example_rows(samples, [positions[uid] for uid in marked[:EXAMPLES]]))
-            lines.append("")
+            examples = _example_rows(samples, [positions[uid] for uid in marked[:EXAMPLES]])
+            lines += [markdown_table(*examples), ""]
     return "\n".join(lines)
 
 
@@ -148,8 +154,3 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         table.add_row(*map(Text, row))  # Text: brackets are not markup
     return table
-
-
-def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(text if text == "---" else cell(text) for text in line) + " |" for line in lines]

@@ -1,68 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions of a band of difficulty: as a source for training, and as a data set on disk; and the pass counts shown."""
+"""The commands around pass counts: questions of a band of difficulty as a data set on disk, and the counts shown."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medvlt.console import wide_console
 from medvlt.curation.card import announce, fingerprint, refuse_existing, write_dataset
-from medvlt.curation.histogram import by_source, histogram_png, histogram_table
-from medvlt.curation.ledger import Ledger
-from medvlt.curation.selection import Count, Decision, Order, Selection, Unmeasured, chosen_probe
+from medvlt.curation.histogram import NO_NAME, by_source, histogram_png, histogram_table
+from medvlt.curation.ledger import Ledger, Probe
+from medvlt.curation.selection import Count, Decision, Selection, check_band, chosen_probe
 from medvlt.data.drops import ReadReport
-from medvlt.data.files import replacing
-from medvlt.data.samples import SampleSet, Source
+from medvlt.data.files import file_sha256, replacing
+from medvlt.data.samples import Source
 from medvlt.errors import DataError, MissingExtraError
 from medvlt.rewards.grade import GRADER_VERSION
-
-__all__ = ["Selected", "Selection", "select", "show"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Selected(Source):
-    """A source of which a selection is taken.
-
-    Args:
-        source: The source.
-        selection: By which ledger, and what stays.
-    """
-
-    source: Source
-    selection: Selection
-
-    def load(self) -> SampleSet:
-        """Loads the source and selects; see `Selection.apply`."""
-        return self.selection.apply(self.source.load())
-
-
 def select(
-    source: Source,
-    ledger: Path,
-    output: Path,
-    probe: str | None = None,
-    count: Count = "strict",
-    low: int = 1,
-    high: int = 7,
-    unmeasured: Unmeasured = "drop",
-    order: Order = "source",
-    seed: int = 42,
-    without_marks: tuple[str, ...] = (),
-    accept_grader_version: str | None = None,
-    title: str | None = None,
-    overwrite: bool = False,
+    source: Source, selection: Selection, output: Path, title: str | None = None, overwrite: bool = False
 ) -> None:
     """Writes the questions of a band of difficulty as a data set, with what they were chosen by.
 
@@ -71,35 +37,24 @@ def select(
 
     Args:
         source: The questions.
-        ledger: The ledger file that `medvlt predict` wrote.
+        selection: By which ledger, and what stays; the same settings as in the YAML of a training.
         output: Folder of the new data set; `SavedDataset` and `datasets.load_from_disk` read it.
-        probe: Whose counts; may be left out if the ledger has only one.
-        count: "strict", by the grader of the reference's pass counts, or "robust".
-        low: Smallest count that stays.
-        high: Largest count that stays.
-        unmeasured: "drop" leaves out questions without counts, "keep" keeps them, "refuse" makes them an error.
-        order: "source", "shuffled", "easy_to_hard" or "hard_to_easy".
-        seed: Of the shuffled order, and of that among equal counts.
-        without_marks: Leave out questions that have one of these marks.
-        accept_grader_version: Version of older grading rules whose counts are good enough.
         title: Of the data card; by default the name of the folder.
         overwrite: Whether a data set that is there may be replaced.
     """
     refuse_existing(output, overwrite=overwrite)
-    selection = Selection(
-        ledger, probe, count, low, high, unmeasured, order, seed, without_marks, accept_grader_version
-    )
+    band, count = (selection.low, selection.high), selection.count
     decision = selection.decide(source.load())
     selected = decision.selected
     samples = decision.samples
-    names = {uid: samples.light(index).dataset_name or "(no name)" for index, uid in enumerate(samples.uids)}
+    names = {uid: samples.light(index).dataset_name or NO_NAME for index, uid in enumerate(samples.uids)}
     bins = by_source(decision.counts, names, decision.probe.n)
-    console = _console()
+    console = wide_console()
     console.print(_sources_table(decision, names))
-    console.print(histogram_table(bins, f"{decision.probe.name}, {count} count.", (low, high)))
+    console.print(histogram_table(bins, f"{decision.probe.name}, {count} count.", band))
     files: dict[str, bytes] = {}
     try:
-        files["pass_counts.png"] = histogram_png(bins, f"{decision.probe.model}, {count} count", (low, high))
+        files["pass_counts.png"] = histogram_png(bins, f"{decision.probe.answered_by}, {count} count", band)
     except MissingExtraError as error:
         logger.warning("no pass_counts.png: %s", error)
     facts = write_dataset(
@@ -114,13 +69,14 @@ def select(
     announce(facts, output)
 
 
-def show(
+def histogram(
     ledger: Path,
     probe: str | None = None,
     count: Count = "strict",
     low: int | None = None,
     high: int | None = None,
     png: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Prints how many questions were answered right how often.
 
@@ -131,11 +87,17 @@ def show(
         low: Smallest count of a band to be marked; by default there is none.
         high: Its largest count.
         png: Picture to write, of one probe.
+        overwrite: Whether it may replace a file.
     """
+    if png is not None:
+        if png.resolve() == ledger.resolve():
+            raise DataError(f"the picture would take the place of the ledger {ledger}; choose another png")
+        refuse_existing(png, overwrite=overwrite)
     read = Ledger.read(ledger)
     chosen = list(read.probes.values()) if probe is None and png is None else [chosen_probe(read, probe, ledger)]
     if not chosen:
         raise DataError(f"{ledger} has no probe; `medvlt predict` adds one")
+    bands = {one.name: _band(low, high, one, ledger) for one in chosen}
     names = read.column("dataset_name")
     for one in chosen:
         failed = read.column(f"{one.name}/errors")
@@ -143,15 +105,22 @@ def show(
         if not counts:
             raise DataError(f"probe {one.name!r} of {ledger} has no question whose {one.n} completions all exist")
         bins = by_source(counts, names, one.n)
-        band = None if low is None and high is None else (low or 0, one.n if high is None else high)
-        title = f"{one.name} ({one.model}, {one.prompt}), {count} count."
-        _console().print(histogram_table(bins, title, band))
+        title = f"{one.name} ({one.answered_by}, {one.prompt}), {count} count."
+        wide_console().print(histogram_table(bins, title, bands[one.name]))
         if len(counts) < one.questions:
             print(f"{one.questions - len(counts)} questions with failed completions are left out")
         if png is not None:
-            picture = histogram_png(bins, f"{one.model}, {count} count", band)
+            picture = histogram_png(bins, f"{one.answered_by}, {count} count", bands[one.name])
             with replacing(png, overwrite=True) as temporary:
                 temporary.write_bytes(picture)
+
+
+def _band(low: int | None, high: int | None, probe: Probe, path: Path) -> tuple[int, int] | None:
+    if low is None and high is None:
+        return None
+    band = (0 if low is None else low, probe.n if high is None else high)
+    check_band(*band, probe, path)
+    return band
 
 
 def _sources_table(decision: Decision, names: Mapping[str, str]) -> Table:
@@ -184,7 +153,7 @@ def _provenance(decision: Decision, source: Source, names: Mapping[str, str]) ->
             for report in _reports(decision.samples.report)
         ],
         "source_fingerprint": fingerprint(decision.samples.uids),
-        "ledger": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "ledger": {"path": str(path), "sha256": file_sha256(path)},
         "probe": asdict(decision.probe),
         "grader_version": GRADER_VERSION,
         "selection": asdict(decision.selection) | {"ledger": str(path), "probe": decision.probe.name},
@@ -207,7 +176,3 @@ def _notes(decision: Decision) -> list[str]:
 
 def _reports(report: ReadReport) -> list[ReadReport]:
     return [report, *(deeper for part in report.parts for deeper in _reports(part))]
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)

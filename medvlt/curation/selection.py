@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import Ledger, Probe
 from medvlt.data.drops import ReadReport
-from medvlt.data.samples import BuiltSamples, SampleSet, shuffle_key
+from medvlt.data.samples import BuiltSamples, SampleSet, Source, shuffle_key
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.types import Sample
@@ -39,8 +39,9 @@ class Selection:
     """Questions that a probed model answers right neither too seldom nor too often.
 
     The defaults are the reference's: the pass count of its own strict grader, 1 to 7 of 16, both included. A question
-    is not measured if the ledger has no counts of it, or if some of its completions failed. A question that was never
-    examined for a mark does not have it; the log says how many these are.
+    is not measured if the ledger has no counts of it, or if some of its completions failed. A set of which too few
+    questions are measured is refused: the ledger is of another set, or its probe mostly failed. A question that was
+    never examined for a mark does not have it; the log says how many these are.
 
     Args:
         ledger: The ledger file.
@@ -53,8 +54,10 @@ class Selection:
             behind all others if the order is by difficulty; "refuse" makes it an error.
         order: "source" keeps the source's order, "easy_to_hard" is by falling and "hard_to_easy" by rising count.
         seed: Of the order "shuffled" and of that among equal counts; the order follows from it and the uids alone.
-        without_marks: Leave out questions that have one of these marks.
+        without_marks: Leave out questions that have one of these marks; on a command line '[one_mark, another]'.
         accept_grader_version: Version of older grading rules whose counts are good enough.
+        min_measured: Share of the questions that must be measured, in [0, 1], whatever becomes of the others. (The
+            reference trained without 9 of 23,465.)
     """
 
     ledger: str | Path
@@ -65,8 +68,9 @@ class Selection:
     unmeasured: Unmeasured = "drop"
     order: Order = "source"
     seed: int = 42
-    without_marks: tuple[str, ...] = ()
+    without_marks: list[str] = field(default_factory=list)
     accept_grader_version: str | None = None
+    min_measured: float = 0.95
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -78,6 +82,8 @@ class Selection:
                 raise ConfigurationError(f"selection: {name} must be one of {', '.join(known)}, got {value!r}")
         if not 0 <= self.low <= self.high:
             raise ConfigurationError(f"selection: expected 0 <= low <= high, got low={self.low} and high={self.high}")
+        if not 0 <= self.min_measured <= 1:
+            raise ConfigurationError(f"selection: min_measured must be in [0, 1], got {self.min_measured}")
 
     def apply(self, samples: SampleSet) -> SampleSet:
         """Returns the selected samples with their pass counts, without building any; logs what was left out.
@@ -91,15 +97,11 @@ class Selection:
         """Returns what the selection takes and leaves; see `apply`."""
         ledger = Ledger.read(self.ledger)
         probe = chosen_probe(ledger, self.probe, self.ledger)
-        if self.high > probe.n:
-            raise DataError(
-                f"the band {self.low} to {self.high} is not within 0 to {probe.n}, the completions of each question in "
-                f"probe {probe.name!r} of {self.ledger}; change low and high"
-            )
+        check_band(self.low, self.high, probe, self.ledger)
         asked, failed = ledger.column(f"{probe.name}/n"), ledger.column(f"{probe.name}/errors")
-        self._check_same_questions(samples, probe, asked.keys())
         counts = ledger.column(f"{probe.name}/{self.count}")
         measured = {uid: int(counts[uid]) for uid in samples.uids if uid in asked and not failed[uid]}
+        self._check_measured(samples, probe, asked.keys(), len(measured))
         self._check_grader(ledger, probe, measured)
         marks = {name: ledger.column(f"mark/{name}") for name in self._known_marks(ledger)}
         reasons = {uid: self._reason(uid, measured, asked, marks) for uid in samples.uids}
@@ -146,14 +148,19 @@ class Selection:
             return None if self.unmeasured == "keep" else FAILED if uid in asked else NOT_MEASURED
         return BELOW if measured[uid] < self.low else ABOVE if measured[uid] > self.high else None
 
-    def _check_same_questions(self, samples: SampleSet, probe: Probe, asked: Container[str]) -> None:
+    def _check_measured(self, samples: SampleSet, probe: Probe, asked: Container[str], measured: int) -> None:
+        if not len(samples) or measured / len(samples) >= self.min_measured:  # a product would round up at 0.07 * 100
+            return
         known = sum(uid in asked for uid in samples.uids)
-        if 2 * known < len(samples):
-            raise DataError(
-                f"probe {probe.name!r} of {self.ledger} measured only {known} of the {len(samples)} questions of "
-                f"{samples.report.source}: it was asked {probe.questions} (fingerprint {probe.fingerprint}; this set's "
-                f"is {fingerprint(samples.uids)}); name the ledger of this set, or probe the set"
-            )
+        raise DataError(
+            f"probe {probe.name!r} of {self.ledger} measured {measured} of the {len(samples)} questions of "
+            f"{samples.report.source} ({measured / len(samples):.1%}), and min_measured={self.min_measured} asks for "
+            f"{self.min_measured:.1%}. It was asked {probe.questions} questions (fingerprint {probe.fingerprint}; this "
+            f"set's is {fingerprint(samples.uids)}), {known} of these {len(samples)} among them, of which "
+            f"{known - measured} have completions that failed. Name the ledger of this set, or probe the whole set: "
+            "run its `medvlt predict` again, nothing that its completion store has is sampled anew; or set a lower "
+            "min_measured"
+        )
 
     def _check_grader(self, ledger: Ledger, probe: Probe, measured: Mapping[str, int]) -> None:
         graders = ledger.column(f"{probe.name}/grader")
@@ -168,7 +175,7 @@ class Selection:
                 f"accept_grader_version={next(iter(others))}"
             )
 
-    def _known_marks(self, ledger: Ledger) -> tuple[str, ...]:
+    def _known_marks(self, ledger: Ledger) -> list[str]:
         if unknown := [name for name in self.without_marks if name not in ledger.marks]:
             raise DataError(
                 f"{self.ledger} has no mark {unknown[0]!r}; it has: {', '.join(ledger.marks) or 'none'}; "
@@ -276,6 +283,39 @@ class WithPassCounts(BuiltSamples):
     def light(self, index: int) -> Sample:
         """See `medvlt.data.samples.LightAccess`."""
         return replace(self.samples.light(index), pass_count=self.counts[index])
+
+
+@dataclass(frozen=True)
+class Selected(Source):
+    """A source of which a selection is taken.
+
+    Args:
+        source: The source.
+        selection: By which ledger, and what stays.
+    """
+
+    source: Source
+    selection: Selection
+
+    def load(self) -> SampleSet:
+        """Loads the source and selects; see `Selection.apply`."""
+        return self.selection.apply(self.source.load())
+
+
+def check_band(low: int, high: int, probe: Probe, path: str | Path) -> None:
+    """Raises DataError unless a band lies within the pass counts that a probe can have.
+
+    Args:
+        low: Smallest count.
+        high: Largest count.
+        probe: The probe.
+        path: Of its ledger, for the message.
+    """
+    if not 0 <= low <= high <= probe.n:
+        raise DataError(
+            f"the band {low} to {high} is not within 0 to {probe.n}, the completions of each question in probe "
+            f"{probe.name!r} of {path}; change low and high"
+        )
 
 
 def chosen_probe(ledger: Ledger, name: str | None, path: str | Path) -> Probe:

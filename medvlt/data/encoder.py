@@ -52,8 +52,8 @@ class PromptEncoder:
         """The tokenizer of the model folder."""
         if not self.model:
             raise ConfigurationError(
-                "encoder.model names no folder, and this engine or module needs its tokenizer; only OpenAIEngine can do "
-                "without: give the folder or Hub name of the backbone"
+                "encoder.model is empty, and its tokenizer is needed here (only OpenAIEngine can do without); give the "
+                "folder or Hub name of the backbone"
             )
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

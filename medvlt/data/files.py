@@ -38,8 +38,16 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             if not temporary.is_dir():
                 raise DataError(f"expected the name of a file, but {path} is a folder; choose another path")
             _check_replaceable(path)  # once more: hours may have passed
-            shutil.rmtree(path)  # a folder cannot be replaced in one move
-        temporary.replace(path)
+            # a folder cannot be replaced in one move; between these two, both copies are there under hidden names
+            old = temporary.with_suffix(".old.tmp")
+            path.rename(old)
+            temporary.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            if temporary.is_file():
+                _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)  # the new name, too, is to outlive a power failure
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}; check that the folder may be written and has space") from error
     finally:
@@ -99,6 +107,15 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _prefix(path: Path) -> str:

@@ -75,7 +75,8 @@ class Limits:
 class Pace:
     """Lets attempts begin: evenly spaced, and none before the time that the endpoint asked for.
 
-    An endpoint that asks one request to wait means all: the others would only be turned away too.
+    An endpoint that asks one request to wait means all: the others would only be turned away too. Whoever waits for a
+    turn has none before it is there, so that what the endpoint asks for meanwhile holds for all that wait.
 
     Args:
         requests_per_minute: None for no spacing.
@@ -85,6 +86,7 @@ class Pace:
         self._interval = 0.0 if requests_per_minute is None else 60.0 / requests_per_minute
         self._next = 0.0
         self._held_until = 0.0
+        self._first = asyncio.Lock()  # held by the first of those that wait; the others come in order
         self.random = random.Random()  # its own: the global one is the trainer's
 
     def hold(self, seconds: float) -> None:
@@ -94,8 +96,11 @@ class Pace:
     async def turn(self) -> None:
         """Waits until an attempt may begin."""
         while (wait := self._held_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait * (1 + self.random.random() / 10))
-        if self._interval:
-            begin = max(time.monotonic(), self._next)
+            await asyncio.sleep(wait * (1 + self.random.random() / 10))  # not all in the same moment
+        if not self._interval:
+            return
+        async with self._first:
+            begin = time.monotonic()
+            while (wait := (begin := max(begin, self._next, self._held_until)) - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
             self._next = begin + self._interval
-            await asyncio.sleep(begin - time.monotonic())

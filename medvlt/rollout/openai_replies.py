@@ -13,6 +13,9 @@ from typing import Any
 
 from medvlt.types import Completion, FinishReason
 
+LONGEST_EXCERPT = 80
+"""Characters shown of what cannot be read."""
+
 LONGEST_MESSAGE = 300
 """Characters kept of what an endpoint says: some repeat the whole prompt."""
 
@@ -25,6 +28,23 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "max_tokens": "length",
 }
 """What the providers' own words mean; any other word is an error of that name."""
+
+PASSING = frozenset({"insufficient_system_resource", "error"})
+"""Reasons for the end of a reply that may pass: DeepSeek's when it is short of machines, OpenRouter's when the provider
+behind it failed."""
+
+TEXT_PARTS = {"text": "text", "output_text": "text", "refusal": "refusal"}
+"""Parts of a content that are its text: type, and the field that holds it."""
+
+REASONING_PARTS = {
+    "thinking": "thinking",
+    "reasoning": "text",
+    "redacted_thinking": None,
+    "reasoning.text": "text",
+    "reasoning.summary": "summary",
+    "reasoning.encrypted": None,
+}
+"""Parts that are reasoning: type, and the field that holds it; None where it cannot be read."""
 
 RETRIED = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may pass."""
@@ -58,7 +78,7 @@ class Failure:
 
     Attributes:
         kind: For counting: "rate_limit", "server_error", "timeout", "connection", "malformed", "html", "bad_request",
-            "access", "quota", "given_up".
+            "access", "quota", "given_up", or a reason in `PASSING`.
         message: What happened, without the key.
         retry: Whether another attempt may help.
         retry_after_seconds: How long the endpoint asks to wait; None if it does not say.
@@ -79,14 +99,16 @@ class MalformedReply(ValueError):
     """A body with status 200 that holds no completion."""
 
 
-def read_reply(body: bytes) -> Reply:
+def read_reply(body: bytes, clean: Callable[[str], str] = str) -> Reply:
     """Reads the body of a chat completion.
 
-    A provider's reasoning (`reasoning_content`, or `reasoning`) goes in front of the text as `<think>...</think>` and a
-    newline, unless the text has a think block itself; it stays open where the token limit ended it before the text.
+    A provider's reasoning (`reasoning_content`, `reasoning`, the thinking parts of the content, or `reasoning_details`;
+    the first of these that is there) goes in front of the text as `<think>...</think>` and a newline, unless the text
+    begins with a think block itself; it stays open where the token limit ended it before the text.
 
     Args:
         body: As received, with status 200.
+        clean: Takes the key out of what is shown of it; the completion's text stays as it is.
 
     Raises:
         MalformedReply: If it is not a chat completion with one choice, a text and a reason for its end.
@@ -94,25 +116,28 @@ def read_reply(body: bytes) -> Reply:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise MalformedReply(f"expected JSON, got {excerpt(body)} ({error})") from error
+        raise MalformedReply(f"expected JSON, got {excerpt(body, clean)} ({error})") from error
     choices = data.get("choices") if isinstance(data, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise MalformedReply(f"expected choices[0].message, got {excerpt(body)}")
+        raise MalformedReply(f"expected choices[0].message, got {excerpt(body, clean)}")
     ended = choice.get("finish_reason")
     if not isinstance(ended, str) or not ended:
-        raise MalformedReply(f"expected choices[0].finish_reason, got {ended!r} in {excerpt(body)}")
+        raise MalformedReply(f"expected choices[0].finish_reason, got {_shown(ended, clean)} in {excerpt(body, clean)}")
     finish = FINISH_REASONS.get(ended, "error")
-    text = _text(message, cut=finish == "length")
     usage = data.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     prompt_tokens, completion_tokens = (_count(counts.get(f"{part}_tokens")) for part in ("prompt", "completion"))
     ids = _ids(choice.get("token_ids"))
     if finish == "error":
-        error_text = f"{ended}: the endpoint ended the reply with this reason"
-        completion = Completion((), "", (), "error", error=error_text)
+        ended = clean(ended)[:LONGEST_MESSAGE]
+        said = choice.get("error")  # OpenRouter says more
+        said = said.get("message") if isinstance(said, dict) else said
+        why = _shown(said, clean) if said else "the endpoint ended the reply with this reason"
+        completion = Completion((), "", (), "error", error=f"{ended}: {why}")
     else:
+        text = _text(message, cut=finish == "length", clean=clean)
         completion = Completion(ids, text, (), finish, reported_tokens=None if ids else completion_tokens)
     prompt_ids = _ids(data.get("prompt_token_ids"))
     kind = "" if finish != "error" else ended
@@ -128,8 +153,8 @@ def failed_status(status: int, body: bytes, headers: Mapping[str, str], clean: C
         headers: For Retry-After.
         clean: Takes the key out of a text.
     """
-    said, code = _error_of(body)
-    message = f"HTTP {status}: {clean(said)[:LONGEST_MESSAGE]}"
+    said, code = _error_of(body, clean)
+    message = f"HTTP {status}: {said[:LONGEST_MESSAGE]}"
     if status == 429 and code == "insufficient_quota":
         return Failure("quota", message, retry=False)
     if status in RETRIED or status >= 500:
@@ -162,23 +187,51 @@ def is_html(body: bytes) -> bool:
     return body.lstrip()[:20].lower().startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
 
 
-def excerpt(body: bytes) -> str:
+def excerpt(body: bytes, clean: Callable[[str], str] = str) -> str:
     """Returns the beginning of a body in quotes, for messages."""
-    text = body[:80].decode(errors="replace")
-    return repr(text + ("..." if len(body) > 80 else "")) if body else "an empty body"
+    return _shown(body.decode(errors="replace"), clean) if body else "an empty body"
 
 
-def _text(message: Mapping[str, Any], *, cut: bool) -> str:
-    content = message.get("content")
+def _shown(value: Any, clean: Callable[[str], str]) -> str:
+    """Returns the beginning of a value as Python writes it; the key is taken out before it is cut."""
+    text = clean(value if isinstance(value, str) else repr(value))
+    text = text if len(text) <= LONGEST_EXCERPT else text[:LONGEST_EXCERPT] + "..."
+    return repr(text) if isinstance(value, str) else text
+
+
+def _text(message: Mapping[str, Any], *, cut: bool, clean: Callable[[str], str]) -> str:
+    content, thoughts = message.get("content"), ""
     if isinstance(content, list):  # parts, as some servers write them
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    if content is None:
-        content = message.get("refusal")  # what OpenAI's models say in place of an answer
-    text = "" if content is None else str(content)
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(reasoning, str) and reasoning and "<think>" not in text:
+        content, thoughts = _parts(content, clean)
+    elif content is not None and not isinstance(content, str):
+        raise MalformedReply(f"expected a text or a list of parts in message.content, got {_shown(content, clean)}")
+    refusal = message.get("refusal")  # what OpenAI's models say in place of an answer
+    text: str = content or (refusal if isinstance(refusal, str) else "")
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or thoughts
+    details = message.get("reasoning_details")  # OpenRouter's
+    if not reasoning and isinstance(details, list):
+        reasoning = _parts(details, clean)[1]
+    if isinstance(reasoning, str) and reasoning and not text.lstrip().startswith("<think>"):
         text = f"<think>{reasoning}" if cut and not text else f"<think>{reasoning}</think>\n{text}"
     return text.encode(errors="replace").decode()  # JSON can hold halves of characters, which no file takes
+
+
+def _parts(parts: list[Any], clean: Callable[[str], str]) -> tuple[str, str]:
+    """Returns the text and the reasoning in a list of parts."""
+    text, reasoning = "", ""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in TEXT_PARTS and isinstance(found := part.get(TEXT_PARTS[kind]), str):
+            text += found
+        elif kind in REASONING_PARTS:
+            name = REASONING_PARTS[kind]
+            found = part.get(name) if name else None
+            if isinstance(found, list):  # Mistral's have parts of their own
+                found = _parts(found, clean)[0]
+            reasoning += found if isinstance(found, str) else ""
+        else:
+            raise MalformedReply(f"expected parts of text or reasoning, got {_shown(part, clean)}")
+    return text, reasoning
 
 
 def _count(value: Any) -> int | None:
@@ -191,15 +244,15 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _error_of(body: bytes) -> tuple[str, str]:
-    """Returns the message and the code in the body of an error."""
+def _error_of(body: bytes, clean: Callable[[str], str]) -> tuple[str, str]:
+    """Returns the message and the code in the body of an error, without the key."""
     if is_html(body):
         return "an HTML page", ""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
-        return excerpt(body), ""
+        return excerpt(body, clean), ""
     error = data.get("error", data) if isinstance(data, dict) else data
     if isinstance(error, dict):
-        return str(error.get("message") or error), str(error.get("code") or error.get("type") or "")
-    return str(error), ""
+        return clean(str(error.get("message") or error)), str(error.get("code") or error.get("type") or "")
+    return clean(str(error)), ""

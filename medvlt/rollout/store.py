@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -199,10 +198,8 @@ class CompletionStore:
         ]
         name = f"{short_hash(benchmark, json.dumps(contents))}.parquet"
         table = pa.Table.from_pylist(rows, _schema())
-        with replacing(self.folder / name, overwrite=True) as temporary, temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(self.folder / name, overwrite=True) as temporary:
+            pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
         self._note(name, [(benchmark, row["uid"]) for row in rows])
         completions = [completion for group in groups for completion in group.completions]
         self.sampled += len(completions)

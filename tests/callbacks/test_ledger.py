@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from callbacks import PassCountLedger, RolloutCallback
-from callbacks.ledger import check_coverage, count_group
+from callbacks.ledger import check_coverage, count_group, failure_messages, in_words
+from callbacks.rollout_settings import rollout_identity
 from datamodules import BenchmarkDataModule
 from lightning_modules import RolloutModule
+from medvlt import __version__
 from medvlt.curation.ledger import Ledger
-from medvlt.curation.select import Selected, Selection
+from medvlt.curation.selection import Selected, Selection
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.mixture import Mixture, WithoutPictures
 from medvlt.data.phantom import Phantom
@@ -68,12 +72,13 @@ def predict(
     benchmarks: dict[str, Source] | None = None,
     callback: PassCountLedger | None = None,
     sampling: SamplingParams = EIGHT,
+    before: Sequence[Callback] = (),
     **settings: Any,
 ) -> None:
     rollout = RolloutCallback(engine, sampling, store=str(folder / "store"))
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=folder,
-        callbacks=[callback or PassCountLedger(str(folder / "ledger.parquet"), "tiny"), rollout], **settings,
+        callbacks=[*before, callback or PassCountLedger(str(folder / "ledger.parquet"), "tiny"), rollout], **settings,
     )  # fmt: skip
     data = BenchmarkDataModule(
         PromptEncoder(str(tiny_folder), template="plain"),
@@ -127,17 +132,129 @@ def test_failed_completions_are_asked_again(
 ) -> None:
     """Until then the question is not measured; its other completions are attempts all the same."""
     uid = TEXTS.load().uids[3]
+    patient = PassCountLedger(str(tmp_path / "ledger.parquet"), "tiny", max_failed_share=0.125)
     with caplog.at_level(logging.WARNING):
-        predict(tmp_path, tiny_folder, Laid({uid: (0, 5)}))
+        predict(tmp_path, tiny_folder, Laid({uid: (0, 5)}), callback=patient)
+    assert "1 of 8 questions (12.5%)" in caplog.text
+    assert "1 times 'the line was cut'" in caplog.text
     assert "asks for these once more" in caplog.text
     ledger = Ledger.read(tmp_path / "ledger.parquet")
     assert [ledger.column(f"tiny/{name}")[uid] for name in ("n", "errors", "strict")] == [6, 2, 2]
-    selection = Selection(tmp_path / "ledger.parquet", low=1, high=7)
+    selection = Selection(tmp_path / "ledger.parquet", low=1, high=7, min_measured=0.5)
     assert uid not in Selected(TEXTS, selection).load().uids
     predict(tmp_path, tiny_folder, Laid())
     ledger = Ledger.read(tmp_path / "ledger.parquet")
     assert [ledger.column(f"tiny/{name}")[uid] for name in ("n", "errors", "strict")] == [8, 0, 3]
     assert uid in Selected(TEXTS, selection).load().uids
+
+
+def test_a_probe_that_failed_too_often_is_written_and_an_error(tiny_folder: Path, tmp_path: Path) -> None:
+    uids = [*TEXTS.load().uids, *PICTURES.load().uids]
+    with pytest.raises(DataError, match=r"2 of 8 questions \(25.0%\).*max_failed_share=0.05 allows 5.0%"):
+        predict(tmp_path, tiny_folder, Laid({uids[0]: (0,), uids[7]: range(8)}))
+    ledger = Ledger.read(tmp_path / "ledger.parquet")
+    assert ledger.column("tiny/errors") == dict.fromkeys(uids, 0) | {uids[0]: 1, uids[7]: 8}
+    with pytest.raises(DataError, match="measured 4 of the 5"):
+        Selection(tmp_path / "ledger.parquet").apply(TEXTS.load())
+
+
+def test_reasons_are_counted_whatever_numbers_they_have() -> None:
+    failures = Counter({"prompt of # tokens": 2000, "no picture": 7, "c": 3, "d": 2, "e": 1})
+    assert (
+        in_words(failures) == "2000 times 'prompt of # tokens'; 7 times 'no picture'; 3 times 'c'; and 2 other messages"
+    )
+    sample = Sample("u", "Which?", {"A": "yes", "B": "no"}, "A", "yes")
+    failed = [Completion((), "", (), "error", error=f"prompt of {number} tokens") for number in (1_201, 977)]
+    assert failure_messages(RolloutGroup(sample, (), tuple(failed))) == {"prompt of # tokens"}
+
+
+class Tampers(Callback):
+    """Changes the groups of a batch behind the back of the ledger, before it counts them."""
+
+    def __init__(self, change: Callable[[Sequence[RolloutGroup]], list[RolloutGroup]]) -> None:
+        self.change = change
+
+    def on_predict_batch_end(self, *args: Any, **_: Any) -> None:
+        batch = args[3]
+        batch.groups = self.change(batch.groups)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda groups: groups[:1], "of 8 questions 3 never counted"),
+        (lambda groups: [*groups, groups[0]], "was asked twice"),
+        (lambda groups: [replace(group, completions=group.completions[:7]) for group in groups], "without their 8"),
+    ],
+)
+def test_a_run_that_loses_or_doubles_something_writes_no_ledger(
+    change: Callable[[Sequence[RolloutGroup]], list[RolloutGroup]], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        predict(tmp_path, tiny_folder, Laid(), before=[Tampers(change)])
+    assert not (tmp_path / "ledger.parquet").exists()
+
+
+def test_other_weights_under_the_same_name_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    callback = PassCountLedger(str(tmp_path / "ledger.parquet"), "tiny")
+    predict(tmp_path / "one", tiny_folder, Laid(), callback=callback)
+    other = Laid()
+    other.texts = ["something"]  # what stands for weights in this engine's identity
+    with pytest.raises(DataError, match=r"details.engine.texts"):
+        predict(tmp_path / "two", tiny_folder, other, callback=callback)
+    assert not list((tmp_path / "two" / "store").glob("*.parquet"))
+
+
+def test_a_copy_of_the_model_goes_on_with_the_probe(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    predict(tmp_path, tiny_folder, Laid(), {"texts": TEXTS})
+    predict(tmp_path, copy, Laid(), {"pictures": PICTURES})
+    probe = Ledger.read(tmp_path / "ledger.parquet").probes["tiny"]
+    assert (probe.questions, probe.model) == (8, str(copy))
+
+
+def test_versions_and_checkpoint_are_noted(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rollout_identity
+
+    def from_checkpoint(*args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        identity, about = real(*args)
+        return identity, about | {"checkpoint": "last.ckpt"}
+
+    predict(tmp_path, tiny_folder, Laid(), {"texts": TEXTS})
+    before = Ledger.read(tmp_path / "ledger.parquet").probes["tiny"]
+    assert (before.checkpoint, before.versions["medvlt"]) == ("", __version__)
+    assert {"torch", "transformers"} < before.versions.keys()
+    monkeypatch.setattr("callbacks.ledger.rollout_identity", from_checkpoint)
+    predict(tmp_path, tiny_folder, Laid())
+    assert Ledger.read(tmp_path / "ledger.parquet").probes["tiny"].checkpoint == "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("path", "probe", "share", "message"),
+    [
+        ("", "tiny", 0.05, "path is empty"),
+        ("l", "my probe", 0.05, "heads its columns"),
+        ("l", "mark", 0.05, "heads its columns"),
+        ("l", "tiny", 1.5, r"max_failed_share must be in \[0, 1\]"),
+    ],
+)
+def test_settings_without_meaning_are_refused(path: str, probe: str, share: float, message: str) -> None:
+    with pytest.raises((ConfigurationError, DataError), match=message):
+        PassCountLedger(path, probe, share)
+
+
+@pytest.mark.parametrize("content", [None, "my notes"])
+def test_what_cannot_become_a_ledger_is_refused_before_the_model_is_loaded(
+    content: str | None, tiny_folder: Path, tmp_path: Path
+) -> None:
+    class NeverStarts(Laid):
+        def start(self, *_: Any, **__: Any) -> None:
+            raise AssertionError("the engine was started")
+
+    path = tmp_path / "ledger.parquet"
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(DataError, match="is a folder" if content is None else "not a whole Parquet file"):
+        predict(tmp_path, tiny_folder, NeverStarts())
 
 
 def test_another_probe_adds_columns_and_other_questions_add_rows(tiny_folder: Path, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 
 from callbacks import RolloutCallback
-from callbacks.rollout_settings import prompt_encoder, rollout_identity
+from callbacks.rollout_settings import is_limited, predict_sets, prompt_encoder, rollout_identity
 from datamodules import BenchmarkDataModule, SFTDataModule
 from lightning_modules import RolloutModule, SFTModule
 from medvlt.data.encoder import PromptEncoder
@@ -54,3 +56,16 @@ def test_a_run_without_an_encoder_is_told_what_is_missing(tmp_path: Path) -> Non
     trainer = quiet_trainer(tmp_path, RolloutCallback(ScriptedEngine(["A"])))
     with pytest.raises(ConfigurationError, match="needs the prompt encoder of a data module"):
         prompt_encoder(trainer)
+
+
+def test_questions_of_one_loader_are_found_as_those_of_several(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, RolloutCallback(ScriptedEngine(["A"])))
+    loader: torch.utils.data.DataLoader[object] = torch.utils.data.DataLoader(list(Phantom("test", 3).load()))  # type: ignore[arg-type]
+    for loaders, number in ((loader, 1), ([loader, loader], 2)):
+        trainer.predict_loop._combined_loader = CombinedLoader(loaders, "sequential")
+        assert [samples.uids for samples in predict_sets(trainer)] == [Phantom("test", 3).load().uids] * number
+
+
+@pytest.mark.parametrize(("limit", "limited"), [(1.0, False), (None, False), (1, True), (0.5, True)])
+def test_one_batch_is_a_part_and_the_whole_is_not(limit: float | None, limited: bool) -> None:
+    assert is_limited(Trainer(accelerator="cpu", logger=False, limit_predict_batches=limit)) is limited

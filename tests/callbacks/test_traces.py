@@ -183,25 +183,86 @@ def test_no_trace_at_all(tiny_folder: Path, tmp_path: Path) -> None:
 def test_a_part_is_called_a_part(tiny_folder: Path, tmp_path: Path) -> None:
     answers, uids = script()
     output = tmp_path / "traces"
+    collect(tiny_folder, output, ScriptedEngine(by_uid=answers), limit_predict_batches=1)  # one batch, not all
+    assert list(statuses(output)) == [*uids[:2], *uids[7:9]]
     collect(tiny_folder, output, ScriptedEngine(by_uid=answers), limit_predict_batches=2)
     assert list(statuses(output)) == [*uids[:4], *uids[7:11]]
     assert provenance(output)["complete"] is False
     assert provenance(output)["counts"]["questions_not_asked"] == 4
-    collect(tiny_folder, output, ScriptedEngine(by_uid=answers), limit_predict_batches=1)  # one batch, not all
-    assert list(statuses(output)) == [*uids[:2], *uids[7:9]]
+    with pytest.raises(DataError, match="holds a part of an earlier run with 5 traces, and stays"):
+        collect(tiny_folder, output, ScriptedEngine(by_uid=answers), limit_predict_batches=1)
+    assert len(statuses(output)) == 8
     collect(tiny_folder, output, ScriptedEngine(by_uid=answers))
     with pytest.raises(ConfigurationError, match="is complete, and limit_predict_batches asks only a part"):
         collect(tiny_folder, output, ScriptedEngine(by_uid=answers), limit_predict_batches=1)
     assert provenance(output)["complete"] is True
 
 
-def test_a_question_of_two_benchmarks_is_written_once(tiny_folder: Path, tmp_path: Path) -> None:
+def snapshot(output: Path) -> dict[str, bytes]:
+    """Content of the set's facts and of its status file."""
+    files = [output / "provenance.json", output / "README.md", output.with_name(f"{output.name}.status.jsonl")]
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("failing", [slice(3, 5), slice(0, None), slice(1, 2)])  # the last had no trace
+def test_a_complete_set_outlives_a_failing_rerun(tiny_folder: Path, tmp_path: Path, failing: slice) -> None:
     answers, uids = script()
     output = tmp_path / "traces"
+    collect(tiny_folder, output, ScriptedEngine(by_uid=answers))
+    before = snapshot(output)
+    with pytest.raises(DataError, match=r"holds all of an earlier run with 9 traces, and stays.* no `store`"):
+        collect(
+            tiny_folder, output, Unreliable(answers, uids[failing]),
+            traces=TeacherTraces(output, teacher="R1", max_failed_share=1.0),
+        )  # fmt: skip
+    assert snapshot(output) == before
+    assert len(SavedDataset(output).load()) == 9
+    collect(tiny_folder, output, ScriptedEngine(by_uid=answers))  # a complete run replaces it
+    assert provenance(output)["complete"] is True
+
+
+def test_an_incomplete_set_outlives_a_worse_run(tiny_folder: Path, tmp_path: Path) -> None:
+    answers, uids = script()
+    output = tmp_path / "traces"
+    for failing, message in (
+        (uids[3:4], r"8 traces there are, marked"),
+        (uids[3:6], "a part of an earlier run with 8"),
+    ):
+        with pytest.raises(DataError, match=message):
+            collect(tiny_folder, output, Unreliable(answers, failing))
+    assert len(SavedDataset(output).load()) == 8
+
+
+def test_another_teacher_or_other_questions_need_another_output(tiny_folder: Path, tmp_path: Path) -> None:
+    class Never(ScriptedEngine):
+        model = "gpt-4o"
+
+        def generate(self, *args: Any, **kwargs: Any) -> list[RolloutGroup]:
+            raise AssertionError("nothing is to be sampled")
+
+    answers, _ = script()
+    output = tmp_path / "traces"
+    named = ScriptedEngine(by_uid=answers)
+    named.model = "R1-0528"  # type: ignore[attr-defined]
+    collect(tiny_folder, output, named, traces=TeacherTraces(output))
+    assert provenance(output)["teacher"] == "R1-0528"
+    assert {sample.extra["teacher"] for sample in SavedDataset(output).load()} == {"R1-0528"}
+    before = snapshot(output)
+    with pytest.raises(ConfigurationError, match=r"written with teacher 'R1-0528', and this run has 'gpt-4o'"):
+        collect(tiny_folder, output, Never([""]), traces=TeacherTraces(output))
+    with pytest.raises(ConfigurationError, match=r"written with questions '\w{16}', and this run has '\w{16}'"):
+        collect(
+            tiny_folder, output, Never([""]), traces=TeacherTraces(output, "R1-0528"),
+            benchmarks={"text": sources()["text"]},
+        )  # fmt: skip
+    assert snapshot(output) == before
+
+
+def test_a_question_of_two_benchmarks_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     again = {"one": sources()["text"], "two": sources()["text"]}
-    collect(tiny_folder, output, ScriptedEngine(by_uid=answers), benchmarks=again)
-    assert list(SavedDataset(output).load().uids) == [uids[number] for number in (0, 3, 4, 5, 6)]
-    assert provenance(output)["counts"]["questions"] == 14
+    with pytest.raises(ConfigurationError, match=r"7 questions more than once.*TeacherTraces takes a question once"):
+        collect(tiny_folder, tmp_path / "traces", ScriptedEngine(by_uid=script()[0]), benchmarks=again)
+    assert not (tmp_path / "traces.status.jsonl").exists()
 
 
 def test_what_others_wrote_is_not_replaced_and_nothing_is_sampled(tiny_folder: Path, tmp_path: Path) -> None:
@@ -220,12 +281,12 @@ def test_settings_are_checked(tiny_folder: Path, tmp_path: Path) -> None:
         TeacherTraces(tmp_path, max_failed_share=1.5)
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[TeacherTraces(tmp_path / "x")])
     data = BenchmarkDataModule(PromptEncoder(str(tiny_folder)), sources())
-    with pytest.raises(ConfigurationError, match="needs a RolloutCallback"):
+    with pytest.raises(ConfigurationError, match="TeacherTraces needs completions"):
         trainer.predict(RolloutModule(), data)
 
 
-def choice(benchmark: str, uid: str) -> TraceChoice:
-    return TraceChoice(benchmark, uid, TraceStatus.ALL_WRONG, 1, 0, 0)
+def choice(uid: str) -> TraceChoice:
+    return TraceChoice("x", uid, TraceStatus.ALL_WRONG, 1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -238,16 +299,15 @@ def choice(benchmark: str, uid: str) -> TraceChoice:
 )
 def test_every_question_exactly_once(found: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        in_order([choice("x", uid) for uid in found], {"x": ["a", "b", "c"]}, partial=False)
+        in_order([choice(uid) for uid in found], ["a", "b", "c"], partial=False)
 
 
 def test_order_is_that_of_the_questions() -> None:
-    expected = {"x": ["b", "a"], "y": ["a"]}
-    found = [choice("y", "a"), choice("x", "a"), choice("x", "b")]
-    ordered, missing = in_order(found, expected, partial=False)
-    assert [(one.benchmark, one.uid) for one in ordered] == [("x", "b"), ("x", "a"), ("y", "a")]
+    found = [choice(uid) for uid in "cab"]
+    ordered, missing = in_order(found, ["b", "a", "c"], partial=False)
+    assert [one.uid for one in ordered] == ["b", "a", "c"]
     assert missing == 0
-    assert in_order(found[:1], expected, partial=True)[1] == 2
+    assert in_order(found[:1], ["b", "a", "c"], partial=True) == (found[:1], 2)
 
 
 def work(rank: int, port: int, folder: Path, output: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from medvlt.curation.card import Spread, announce, cell, data_card, describe, fingerprint, left_out, write_dataset
+from medvlt.curation.card import (
+    Spread,
+    announce,
+    cell,
+    data_card,
+    describe,
+    fingerprint,
+    left_out,
+    markdown_table,
+    write_dataset,
+)
 from medvlt.curation.selection import SelectionReport
 from medvlt.data.drops import Drop, DropReason, ReadReport
-from medvlt.data.samples import SampleSet
+from medvlt.data.mixture import Mixture, Subset
+from medvlt.data.samples import SampleSet, Source
 from medvlt.data.sources import JSONLines, SavedDataset
 from medvlt.errors import DataError
 from medvlt.types import Sample
@@ -218,3 +230,65 @@ def test_real_questions(tmp_path: Path, shared_data: Path) -> None:
     assert describe(again).sources == facts.sources
     assert describe(again).pictures == facts.pictures
     assert facts.sources["vqa_rad_train"]["questions"] + facts.sources["vqa_rad_test"]["questions"] == 40
+
+
+def test_what_no_report_tells_of_was_not_chosen(tmp_path: Path) -> None:
+    class Held(Source):
+        def __init__(self, samples: list[Sample]) -> None:
+            self.samples = samples
+
+        def load(self) -> SampleSet:
+            return SampleSet(self.samples)
+
+    class Toys(Source):
+        def load(self) -> SampleSet:
+            return toys()
+
+    assert describe(Subset(Toys(), limit=1).load()).left_out == {"not chosen by the source": 3}
+    mixture = Mixture([Toys(), Toys()], weights=[1.0, 0.0], size=3).load()
+    assert describe(mixture).left_out == {"not chosen by the source": 1}
+    repeated = Mixture([Toys()], weights=[1.0], size=7, repeat=True).load()
+    assert describe(repeated).left_out == {}
+    others = [sample(number, dataset_name="others") for number in range(10, 14)]
+    both = Mixture([Toys(), Held(others)], weights=[3.0, 1.0], size=8, repeat=True).load()  # 4 + 2 again, 2 of 4
+    assert describe(both).left_out == {"not chosen by the source": 2}
+    assert describe(Subset(Mixture([Toys()], [1.0], 8, repeat=True), limit=8).load()).left_out == {}
+    assert describe(Mixture([Toys(), Toys()]).load()).left_out == {}  # the second time they are duplicates
+    facts = write_dataset(Subset(Toys(), limit=1).load(), tmp_path / "set", title="t", provenance={})
+    record = json.loads((tmp_path / "set" / "provenance.json").read_text(encoding="utf-8"))
+    assert record["left_out"] == {"not chosen by the source": 3}
+    assert record["read"] == record["questions"] + sum(record["left_out"].values()) + sum(record["dropped"].values())
+    assert "not chosen by the source 3." in (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert "not chosen by the source 3" in facts.summary()
+
+
+def test_a_path_of_undecodable_bytes_costs_no_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    facts = write_dataset(toys(), tmp_path / "set", title=odd, provenance={"source": tmp_path / odd}, notes=[odd])
+    announce(facts, tmp_path / odd)
+    assert "caf\\udce9" in capsys.readouterr().out
+    record = json.loads((tmp_path / "set" / "provenance.json").read_text(encoding="utf-8"))
+    assert os.fsencode(record["provenance"]["source"]).endswith(b"caf\xe9")
+    assert "caf" in (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("output", "message"), [(".", "name"), ("", "name"), ("..", "name"), ("runs", "other things")])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_impossible_place_is_refused_before_the_work(
+    output: str, message: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "checkpoint").touch()
+    monkeypatch.chdir(tmp_path)
+    unreadable = SampleSet([None])  # type: ignore[list-item]
+    with pytest.raises(DataError, match=message if overwrite or message == "name" else "overwrite"):
+        write_dataset(unreadable, output, title="new", provenance={}, overwrite=overwrite)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file"):
+        write_dataset(unreadable, "file", title="new", provenance={}, overwrite=True)
+
+
+def test_numbers_stand_at_the_right() -> None:
+    lines = markdown_table(("a|b", "n", "share"), [("x*", 1000, 0.25), ("y", 2, 1.0)]).splitlines()
+    assert lines == ["| a\\|b | n | share |", "| --- | ---: | ---: |", "| x\\* | 1,000 | 0.2 |", "| y | 2 | 1.0 |"]
+    assert markdown_table(("a", "b"), []).splitlines() == ["| a | b |", "| --- | --- |"]

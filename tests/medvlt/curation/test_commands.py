@@ -66,7 +66,7 @@ def test_sources_go_by_their_short_names_and_mistakes_are_in_our_words(capsys: p
         "JSONLines",
         "--source.path",
         "nowhere.jsonl",
-        "--ledger",
+        "--selection.ledger",
         "no.parquet",
         "--output",
         "x",

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvlt.curation.distill import TracedSamples, TraceStatus, choose_trace, reasoning_of, with_trace
+from medvlt.curation.distill import (
+    TEACHER_REPLY,
+    TracedSamples,
+    TraceStatus,
+    choose_trace,
+    reasoning_of,
+    with_trace,
+)
 from medvlt.data.prompts import TEACHER_LABEL
 from medvlt.data.samples import SampleSet
 from medvlt.data.schema import parse_record, to_record
@@ -54,6 +61,7 @@ def test_a_failed_request_is_never_chosen_whatever_its_text() -> None:
     [
         ([WRONG, WRONG], TraceStatus.ALL_WRONG, {}),
         ([WRONG, FAILED], TraceStatus.FAILED, {}),
+        (["<answer> B </answer>", FAILED], TraceStatus.FAILED, {"no_reasoning": 1}),  # another try may give a reason
         (["<answer> B </answer>", "The answer is B."], TraceStatus.NO_REASONING, {"no_reasoning": 2}),
         (["<think>  </think><answer> B </answer>"], TraceStatus.NO_REASONING, {"no_reasoning": 1}),
         (
@@ -117,7 +125,11 @@ def test_whatever_is_kept_is_read_back_as_it_is(parts: list[str]) -> None:
 
 
 def test_columns_of_an_earlier_reasoning_go() -> None:
-    old = replace(QUESTION, reasoning="old", extra={"text": "old chat", TEACHER_LABEL: "A", "misc": "kept"})
+    old = replace(
+        QUESTION,
+        reasoning="old",
+        extra={"text": "old chat", TEACHER_LABEL: "A", TEACHER_REPLY: "\\boxed{A}", "misc": "kept"},
+    )
     new = with_trace(old, choose(WRONG, RIGHT), "R1")
     assert new.reasoning == "clot"
     assert new.extra == {"misc": "kept", "teacher": "R1", "teacher_sample": 1}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from medvlt.curation.histogram import accuracy, by_source, histogram, histogram_png, histogram_table, total
+from medvlt.curation.histogram import accuracy, binned, by_source, histogram_png, histogram_table, total
 from medvlt.errors import DataError, MissingExtraError
 
 BINS = {"medmcqa": [4, 3, 2, 1, 0], "[headqa]": [0, 0, 0, 0, 5]}
@@ -37,10 +37,14 @@ def test_bins_count_what_a_loop_counts(pairs: list[tuple[int, str]]) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_a_source_without_a_name_is_called_so() -> None:
+    assert by_source({"a": 1, "b": 0}, {"a": "", "b": ""}, 1) == {"(no name)": [1, 1]}
+
+
 @pytest.mark.parametrize("count", [-1, 6])
 def test_a_count_outside_is_an_error(count: int) -> None:
     with pytest.raises(DataError, match="from 0 to 5"):
-        histogram([0, count], 5)
+        binned([0, count], 5)
 
 
 def test_the_table_has_numbers_shares_and_the_band() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from medvlt.curation.card import fingerprint
-from medvlt.curation.ledger import COLUMNS, METADATA, Ledger, Probe, merge_ledgers, update_ledger
+from medvlt.curation.ledger import COLUMNS, METADATA, Ledger, Probe, check_writable, merge_ledgers, update_ledger
 from medvlt.errors import DataError
 
 PROBE = Probe("tiny", "model", "plain", {"n": 4}, 42, grader_version="1")
@@ -104,9 +105,23 @@ def test_newer_counts_bring_their_grader_version() -> None:
     assert healed.probes["tiny"].grader_version == "2"
 
 
-def test_the_same_name_for_another_model_is_refused() -> None:
-    with pytest.raises(DataError, match="model 'other' and 'model'; choose another name"):
-        small().with_probe(replace(PROBE, model="other"), {"set:0:ab": row()})
+def test_the_same_name_for_other_weights_is_refused() -> None:
+    with pytest.raises(DataError, match=r"details.weights 'f00' and None; choose another name"):
+        small().with_probe(replace(PROBE, details={"weights": "f00"}), {"set:0:ab": row()})
+
+
+def test_a_model_may_be_moved() -> None:
+    ledger = small().with_probe(replace(PROBE, model="/elsewhere", checkpoint="a.ckpt"), {"set:2:ef": row()})
+    assert ledger.probes["tiny"].questions == 3
+    assert ledger.probes["tiny"].answered_by == "/elsewhere with weights of a.ckpt"
+
+
+def test_a_mark_can_be_taken_back() -> None:
+    """A question can come out as not examined after all, under other rules."""
+    marked = small().with_marks({"odd": {"set:0:ab": True, "set:1:cd": None}, "new": {"set:0:ab": None}})
+    assert marked.column("mark/odd") == {"set:0:ab": True}
+    assert marked.column("mark/new") == {}
+    assert marked.marks == ("odd", "new")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +149,57 @@ def test_a_mark_must_be_able_to_name_a_column(name: str) -> None:
 def test_a_missing_ledger_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="medvlt predict"):
         Ledger.read(tmp_path / "none.parquet")
+
+
+def test_a_folder_is_called_a_folder(tmp_path: Path) -> None:
+    for use in (Ledger.read, check_writable, lambda path: update_ledger(path, lambda ledger: ledger)):
+        with pytest.raises(DataError, match="is a folder"):
+            use(tmp_path)
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.lock"))
+
+
+def test_what_can_be_written_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "ledger.parquet"
+    check_writable(path)
+    assert [file.name for file in path.parent.iterdir()] == [".ledger.parquet.lock"]
+    small().write(path)
+    before = path.read_bytes()
+    check_writable(path)
+    update_ledger(path, lambda ledger: ledger)  # the lock is free again
+    assert Ledger.read(path).uids == small().uids
+    assert len(before) == path.stat().st_size
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="cannot write beside"):
+        check_writable(tmp_path / "file" / "ledger.parquet")
+
+    def full(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("medvlt.curation.ledger.TemporaryFile", full)
+    with pytest.raises(DataError, match=r"No space left on device.*choose a folder"):
+        check_writable(tmp_path / "ledger.parquet")
+
+
+def test_what_is_no_ledger_is_found_out_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "ledger.parquet").write_text("my notes")
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        check_writable(tmp_path / "ledger.parquet")
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("medvlt.curation.ledger.fcntl.flock", flock)
+    for use in (check_writable, lambda path: update_ledger(path, lambda ledger: ledger)):
+        with pytest.raises(DataError, match=r"No locks available.*file system has no locks.*put l on another"):
+            use(tmp_path / "l")
+    assert not (tmp_path / "l").exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
@@ -244,7 +310,15 @@ def test_ledgers_of_two_machines_are_merged(tmp_path: Path) -> None:
     assert both.column("other/strict") == {"set:0:ab": 4}
     assert both.column("mark/odd") == {"set:1:cd": True, "set:2:ef": False}
     with pytest.raises(DataError, match="exists"):
-        merge_ledgers([tmp_path / "left"], tmp_path / "both")
+        merge_ledgers([tmp_path / "left", tmp_path / "right"], tmp_path / "both")
+
+
+@pytest.mark.parametrize("names", [[], ["one"]])
+def test_fewer_than_two_ledgers_are_nothing_to_merge(names: list[str], tmp_path: Path) -> None:
+    small().write(tmp_path / "one")
+    with pytest.raises(DataError, match="at least two ledgers"):
+        merge_ledgers([tmp_path / name for name in names], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

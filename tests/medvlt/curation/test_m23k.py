@@ -136,6 +136,9 @@ def test_lists_inside_the_question_and_breaks_inside_options() -> None:
         ({"prompt": None}, DropReason.NO_QUESTION),
         ({"answer_letter": " "}, DropReason.NO_QUESTION),
         ({"prompt": 3}, DropReason.BAD_FIELD),
+        ({"prompt": "Q?\nA. one\nB. kleiner 0\nD. four"}, DropReason.BAD_OPTIONS),
+        ({"prompt": "Q?\nA. one\nB. kleiner 0\nC.\nD. four"}, DropReason.BAD_OPTIONS),
+        ({"prompt": "Q?\nA. one\nB. kleiner 0\nD."}, DropReason.BAD_OPTIONS),
     ],
 )
 def test_rows_that_cannot_be_read(changes: dict[str, Any], reason: DropReason) -> None:
@@ -258,3 +261,44 @@ def test_real_questions_in_the_form_of_m1(tmp_path: Path, shared_data: Path) -> 
     assert [(sample.question, dict(sample.options), sample.answer_label) for sample in again] == [
         (sample.question, dict(sample.options), sample.answer_label) for sample in original
     ]
+
+
+@pytest.mark.parametrize("first", ["{broken", "[1]", '{"prompt": "no more than that"}'])
+def test_a_broken_line_is_counted_wherever_it_stands(first: str, tmp_path: Path) -> None:
+    rows = [m1_row(number) for number in range(1, 4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([first, *map(json.dumps, rows), "{broken"]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"2 of 5 records .*bad_json") as caught:
+        M23k(source=path).load()
+    assert "Hub" not in str(caught.value)
+    build_m23k(tmp_path / "out", source=path, max_drop_share=0.4, drop_log=tmp_path / "log")
+    assert [sample.dataset_index for sample in M23k(source=tmp_path / "out").load()] == [1, 2, 3]
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert reasons == ["no_question" if "prompt" in first else "bad_json", "bad_json"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_bounds_hold_for_records_too(form: str, tmp_path: Path) -> None:
+    rows = [unified(number) | {"images": []} for number in range(4)]
+    rows[1]["answer_label"] = "Z"
+    place = str(store(rows, form, tmp_path))
+    with pytest.raises(DataError, match="max_drop_share"):
+        build_m23k(tmp_path / "out", source=place)
+    build_m23k(tmp_path / "out", source=place, max_drop_share=0.25, drop_log=tmp_path / "log")
+    assert len(M23k(source=tmp_path / "out").load()) == 3
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [{"max_drop_share": 0.5}, {"drop_log": "log"}])
+def test_a_source_has_its_own_bounds(options: dict[str, Any], tmp_path: Path) -> None:
+    place = store([unified(number) for number in range(3)], "saved", tmp_path)
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        build_m23k(tmp_path / "out", source=SavedDataset(place), **options)
+    build_m23k(tmp_path / "out", source=SavedDataset(place))
+
+
+def test_a_damaged_local_file_is_no_matter_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match=r"x\.parquet") as caught:
+        M23k(source=tmp_path / "x.parquet").load()
+    assert "Hub" not in str(caught.value)

@@ -11,6 +11,7 @@ from scipy.stats import binom
 
 from medvlt.curation.marks import (
     above_chance,
+    answers_needed,
     below_chance,
     binomial_at_least,
     binomial_at_most,
@@ -232,3 +233,13 @@ def test_repeats_equal_a_comparison_of_all_pairs(rows: list[tuple[Sample, list[b
         if key(a) == key(b) and answer(a) != answer(b) and (answer(a) in options(b) or answer(b) in options(a)):
             contradictory[i] = True
     assert marks(*rows) == (duplicate, contradictory)
+
+
+@given(st.integers(2, 8), st.floats(0.001, 0.5))
+def test_from_as_many_answers_on_a_test_can_tell(options: int, alpha: float) -> None:
+    enough = answers_needed(options, alpha=alpha, all_right=True)
+    tested = [above_chance(n, n, options, alpha=alpha) is not None for n in range(enough + 3)]
+    assert tested == [n >= enough for n in range(enough + 3)]
+    enough = answers_needed(options, alpha=alpha, all_right=False)
+    tested = [below_chance(n, n, options, alpha=alpha) is not None for n in range(enough + 3)]
+    assert tested == [n >= enough for n in range(enough + 3)]

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medvlt.__main__ import main
-from medvlt.curation import figures
+from medvlt.curation import figures, pmc_vqa
 from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import COUNTS, Ledger, Probe
 from medvlt.curation.pmc_vqa import COLUMNS, PMCVQA, build_pmc_vqa, clean_row, read_rows
@@ -31,7 +33,7 @@ from medvlt.data.drops import DropReason, RecordError
 from medvlt.data.samples import Source
 from medvlt.data.sources import JSONLines
 from medvlt.data.writers import encoded
-from medvlt.errors import DataError
+from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION
 
 CUT = " \t\n\r\x0b\x0c'\"\xa0\u200a"
@@ -323,3 +325,67 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
         main([*words, "--output", str(folder / "out")])
     assert caught.value.code == 2
     assert "overwrite" in capsys.readouterr().err
+
+
+def test_what_a_user_keeps_beside_the_set_is_never_removed(folder: Path) -> None:
+    write_csv(folder / "train.csv", [row(Question=f"{n}?", Figure_path=f"f{n}.png") for n in range(4)])
+    mine = folder / "out.work" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(DataError, match=r"out\.work, found other things"):
+        build_pmc_vqa(folder / "train.csv", folder / "images", folder / "out")
+    assert mine.read_text() == "mine"
+    mine.rename(folder / "notes.txt")
+    build_pmc_vqa(folder / "train.csv", folder / "images", folder / "out")
+    assert not (folder / "out.work").exists()
+
+
+def test_the_work_is_locked_until_the_set_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(folder / "train.csv", [row(Question=f"{n}?", Figure_path=f"f{n}.png") for n in range(4)])
+    places = folder / "train.csv", folder / "images", folder / "out"
+    refused: list[str] = []
+    write = pmc_vqa.write_dataset
+
+    def meanwhile(*args: Any, **settings: Any) -> Any:
+        monkeypatch.setattr(pmc_vqa, "write_dataset", write)
+        with pytest.raises(DataError, match="another process") as caught:
+            build_pmc_vqa(*places)
+        refused.append(str(caught.value))
+        return write(*args, **settings)
+
+    monkeypatch.setattr(pmc_vqa, "write_dataset", meanwhile)
+    build_pmc_vqa(*places)
+    assert len(refused) == 1
+    assert len(PMCVQA(source=folder / "out").load()) == 4
+
+
+def test_settings_reach_the_figures_and_the_record(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = write_csv(folder / "train.csv", [row(Question=f"{n}?", Figure_path=f"f{n}.png") for n in range(4)])
+    together = threading.Barrier(2, timeout=20)
+    original = figures.open_image
+    monkeypatch.setattr(figures, "open_image", lambda path: (together.wait(), original(path))[1])
+    limits = {"max_decoded_pixels": 60 * 40, "max_drop_share": 0.5, "threads": 2}
+    build_pmc_vqa(table, folder / "images", folder / "out", **limits)
+    record = json.loads((folder / "out" / "provenance.json").read_text())
+    assert record["dropped"] == {"image_too_large": 2}
+    assert record["provenance"]["csv_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    with pytest.raises(ConfigurationError, match="max_decoded_pixels"):
+        build_pmc_vqa(table, folder / "images", folder / "new", max_decoded_pixels=0)
+
+
+def test_of_stored_pictures_only_headers_are_read(folder: Path) -> None:
+    record = {"question": "q?", "options": {"A": "a", "B": "b"}, "answer": "a", "images": ["images/damaged.png"]}
+    (folder / "x.jsonl").write_text(json.dumps(record))
+    assert len(PMCVQA(source=folder / "x.jsonl").load()) == 1
+    with pytest.raises(DataError, match="corrupt_image"):
+        PMCVQA(source=JSONLines(folder / "x.jsonl")).load()
+
+
+def test_a_mistyped_path_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"^there is no file or folder 'data/pmc_vqaa' here"):
+        PMCVQA(source="data/pmc_vqaa").load()

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from medvlt.curation.findings import MARKS, Findings
 from medvlt.curation.ledger import Ledger, update_ledger
 from medvlt.curation.probe import Probe
-from medvlt.curation.quality import MARKS, Findings, QualityRules, examine, picture_digests, quality
+from medvlt.curation.quality import QualityRules, examine, picture_digests, quality
 from medvlt.curation.quality_report import to_markdown
 from medvlt.data.samples import SampleSet, Source
 from medvlt.data.sources import JSONLines
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.types import Sample
 
 
@@ -41,9 +43,9 @@ def question(number: int, stem: str, options: list[str], right: int = 0, picture
 FOUR = ["Cyst", "Tumour", "Abscess", "Gout"]
 
 
-def counts(robust: int, n: int = 16, pictures: int = 0, **more: int) -> dict[str, Any]:
+def counts(robust: int, n: int = 16, pictures: int = 0, **more: int | str) -> dict[str, Any]:
     row = {"n": n, "strict": robust, "robust": robust, "format": n, "truncated": 0, "errors": 0, "mean_tokens": 9.0}
-    return row | {"pictures": pictures, "grader": "1"} | more
+    return row | {"pictures": pictures, "grader": GRADER_VERSION} | more
 
 
 def marked(findings: Findings) -> dict[str, list[str]]:
@@ -94,17 +96,46 @@ def test_blind_is_examined_for_picture_questions_with_enough_samples() -> None:
 
 
 def test_low_agreement_needs_all_probes_and_readable_answers() -> None:
-    samples = SampleSet([question(i, f"Finding {i}?", FOUR, 0, b"p") for i in range(6)])
-    one = {f"toy:{i}": counts(0, pictures=1) for i in range(6)}
+    samples = SampleSet([question(i, f"Finding {i}?", FOUR, 0, b"p") for i in range(7)])
+    one = {f"toy:{i}": counts(0, pictures=1) for i in range(7)}
     two = {
         "toy:0": counts(0, pictures=1),
         "toy:1": counts(1, pictures=1),
         "toy:2": counts(0, pictures=1, format=10),  # ten readable answers, none right: guessing does that too often
         "toy:3": counts(0, pictures=1, format=11),
         "toy:4": counts(3, pictures=1, format=0),
+        "toy:6": counts(13, pictures=1, format=11),  # more right than in the format
     }
     findings = examine(samples, QualityRules(), strong={"one": one, "two": two})
-    assert findings.marks["low_agreement"] == {"toy:0": True, "toy:1": False, "toy:3": True}
+    assert findings.marks["low_agreement"] == {"toy:0": True, "toy:1": False, "toy:3": True, "toy:6": False}
+
+
+@pytest.mark.parametrize(
+    ("rules", "n", "message"),
+    [
+        (QualityRules(), 2, "with 4 options at least 3 readable answers are needed, and there are 2"),
+        (QualityRules(blind_at_least=5), 4, "at least 5 readable answers are needed, and there are 4"),
+        (QualityRules(blind_alpha=0.001), 4, "at least 5 readable answers are needed, and there are 4"),
+    ],
+)
+def test_a_blind_probe_too_small_to_tell_anything(rules: QualityRules, n: int, message: str) -> None:
+    samples = SampleSet([question(i, f"Finding {i}?", FOUR, 0, b"p") for i in range(2)])
+    with pytest.raises(DataError, match=f"blind cannot be told of any question: .*{message}"):
+        examine(samples, rules, blind={"toy:0": counts(1, n=1), "toy:1": counts(n, n=n)})
+
+
+def test_a_strong_probe_too_small_to_tell_anything() -> None:
+    samples = SampleSet([question(0, "Finding?", FOUR, 0, b"p"), question(1, "Other?", FOUR, 0, b"p")])
+    small = {"toy:0": counts(0, pictures=1, format=10)}
+    with pytest.raises(DataError, match=r"low_agreement .* 4 options at least 11 readable answers .* there are 10"):
+        examine(samples, QualityRules(), strong={"big": small})
+    with pytest.raises(DataError, match=r"low_agreement .* none with options was asked of all strong_probes"):
+        examine(
+            samples, QualityRules(),
+            strong={"one": {"toy:0": counts(0, pictures=1)}, "two": {"toy:1": counts(0, pictures=1)}},
+        )  # fmt: skip
+    with pytest.raises(DataError, match="none with options with a picture has counts of blind_probe"):
+        examine(SampleSet([question(0, "Text?", FOUR)]), QualityRules(), blind={"toy:0": counts(3)})
 
 
 def test_probes_that_saw_the_wrong_thing() -> None:
@@ -203,11 +234,55 @@ def test_marks_reach_the_ledger_and_the_report(tmp_path: Path, capsys: pytest.Ca
     assert "Finding \\| 0 \\<b\\>?" in text
     printed = capsys.readouterr().out
     assert "not for clinical use" in printed
-    assert "1 of 2 (50.0%)" in printed
+    assert "(50.0%)" in printed
     with pytest.raises(DataError, match="set overwrite=true"):
         quality(Listed(samples), report, ledger)
     quality(Listed(samples), report, overwrite=True)
     assert Ledger.read(ledger).marks == found.marks
+
+
+def test_stale_marks_are_taken_back(tmp_path: Path) -> None:
+    """What stricter rules no longer test is not examined; what this run did not look for, or asked of, stays."""
+    samples = [question(i, f"Finding {i}?", FOUR, i % 4, b"p") for i in range(3)]
+    ledger = tmp_path / "ledger.parquet"
+    with_ledger(ledger, {"toy:0": counts(4, n=4, errors=12), "toy:1": counts(9), "toy:2": counts(9)}, "blind")
+    with_ledger(ledger, {f"toy:{i}": counts(0, pictures=1) for i in range(3)}, "big")
+    quality(Listed(samples), tmp_path / "one", ledger, blind_probe="blind", strong_probes=["big"])
+    assert Ledger.read(ledger).column("mark/blind") == {"toy:0": True, "toy:1": True, "toy:2": True}
+    quality(Listed(samples[:2]), tmp_path / "two", ledger, blind_probe="blind", rules=QualityRules(blind_alpha=0.003))
+    found = Ledger.read(ledger)
+    assert found.column("mark/blind") == {"toy:1": False, "toy:2": True}
+    assert found.column("mark/low_agreement") == {f"toy:{i}": True for i in range(3)}
+    open_question = replace(samples[0], options={}, answer_label=None)
+    quality(Listed([open_question]), tmp_path / "three", ledger)
+    assert set(Ledger.read(ledger).column("mark/length_bias")) == {"toy:1", "toy:2"}
+
+
+def test_a_mark_that_was_not_looked_for_is_not_made(tmp_path: Path) -> None:
+    open_question = Sample("q:0", "Where?", {}, None, "lung", dataset_name="q", dataset_index=0)
+    quality(Listed([open_question]), tmp_path / "q", tmp_path / "l.parquet")
+    assert set(Ledger.read(tmp_path / "l.parquet").marks) == {"duplicate", "contradictory"}
+
+
+def test_counts_of_another_grader_are_refused(tmp_path: Path) -> None:
+    samples, ledger = [question(0, "Finding?", FOUR, 0, b"p")], tmp_path / "ledger.parquet"
+    with_ledger(ledger, {"toy:0": counts(9, grader="0.9"), "other:1": counts(9, grader="0.1")}, "blind")
+    with pytest.raises(DataError, match=r"1 counts of probe 'blind' .* version '0\.9' .* accept_grader_version=0\.9"):
+        quality(Listed(samples), tmp_path / "q.md", ledger, blind_probe="blind")
+    assert not Ledger.read(ledger).marks
+    quality(Listed(samples), tmp_path / "q.md", ledger, blind_probe="blind", accept_grader_version="0.9")
+    assert Ledger.read(ledger).about_marks["blind"]["grader_versions"] == {"blind": "0.9"}
+    assert json.loads((tmp_path / "q.json").read_text())["grader_versions"] == {"blind": "0.9"}
+
+
+def test_a_failed_run_can_be_repeated(tmp_path: Path) -> None:
+    samples, ledger = Listed([question(0, "Which?", FOUR)]), tmp_path / "ledger.parquet"
+    ledger.write_text("broken")
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        quality(samples, tmp_path / "q.md", ledger)
+    ledger.unlink()
+    quality(samples, tmp_path / "q.md", ledger)
+    assert (tmp_path / "q.md").is_file()
 
 
 def test_marks_may_come_before_any_probe(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -16,7 +18,8 @@ import pytest
 from medvlt.__main__ import main
 from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import Ledger, Probe
-from medvlt.curation.select import Selected, Selection, select, show
+from medvlt.curation.select import histogram, select
+from medvlt.curation.selection import Selected, Selection
 from medvlt.data.phantom import Phantom
 from medvlt.data.sources import JSONLines, SavedDataset
 from medvlt.errors import DataError
@@ -41,19 +44,18 @@ def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger.parquet"
 
 
-def test_a_selected_source_is_a_source(ledger: Path) -> None:
-    source = Selected(SOURCE, Selection(ledger, low=2, high=3))
-    assert [sample.pass_count for sample in source.load()] == [2, 3, 2, 3, 2]
-    assert source.load().uids == source.load().uids
+def chosen(ledger: Path, **changes: Any) -> Selection:
+    """A selection that takes a ledger which has not measured 3 of 24 questions."""
+    return Selection(ledger, min_measured=0.8, **changes)
 
 
 def test_the_data_set_on_disk_says_how_it_was_made(
     ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "selected"
-    select(SOURCE, ledger, output, low=1, high=7, order="easy_to_hard", title="A band")
+    select(SOURCE, chosen(ledger, low=1, high=7, order="easy_to_hard"), output, title="A band")
     samples = SavedDataset(output).load()
-    expected = Selected(SOURCE, Selection(ledger, order="easy_to_hard")).load()
+    expected = Selected(SOURCE, chosen(ledger, order="easy_to_hard")).load()
     assert samples.uids == expected.uids
     assert [sample.pass_count for sample in samples] == sorted((s.pass_count for s in expected), reverse=True)
     assert len(datasets.load_from_disk(str(output))) == len(expected)
@@ -66,6 +68,7 @@ def test_the_data_set_on_disk_says_how_it_was_made(
     assert record["selection"] | {"ledger": ""} == {
         "ledger": "", "probe": "tiny", "count": "strict", "low": 1, "high": 7, "unmeasured": "drop",
         "order": "easy_to_hard", "seed": 42, "without_marks": [], "accept_grader_version": None,
+        "min_measured": 0.8,
     }  # fmt: skip
     assert record["grader_version"] == GRADER_VERSION
     assert sum(counts["before"] for counts in record["by_source"].values()) == 24
@@ -89,21 +92,21 @@ def test_without_matplotlib_only_the_picture_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        select(SOURCE, ledger, tmp_path / "selected")
+        select(SOURCE, chosen(ledger), tmp_path / "selected")
     assert "no pass_counts.png" in caplog.text
     assert not (tmp_path / "selected" / "pass_counts.png").exists()
     assert len(SavedDataset(tmp_path / "selected").load()) > 5
 
 
 def test_what_is_there_is_not_replaced_unasked(ledger: Path, tmp_path: Path) -> None:
-    select(SOURCE, ledger, tmp_path / "selected")
+    select(SOURCE, chosen(ledger), tmp_path / "selected")
     before = (tmp_path / "selected" / "provenance.json").read_bytes()
     with pytest.raises(DataError, match="exists"):
-        select(SOURCE, ledger, tmp_path / "selected", low=2)
+        select(SOURCE, chosen(ledger, low=2), tmp_path / "selected")
     assert (tmp_path / "selected" / "provenance.json").read_bytes() == before
     with pytest.raises(DataError, match="expected a new path"):  # before anything is read
-        select(JSONLines("nowhere.jsonl"), ledger, tmp_path / "selected")
-    select(SOURCE, ledger, tmp_path / "selected", low=2, overwrite=True)
+        select(JSONLines("nowhere.jsonl"), chosen(ledger), tmp_path / "selected")
+    select(SOURCE, chosen(ledger, low=2), tmp_path / "selected", overwrite=True)
     assert (tmp_path / "selected" / "provenance.json").read_bytes() != before
 
 
@@ -112,24 +115,56 @@ def test_the_histogram_is_printed_for_every_probe_or_one(
 ) -> None:
     other = {uid: {**row, "strict": 0} for uid, row in Ledger.read(ledger).rows("tiny").items()}
     Ledger.read(ledger).with_probe(Probe("other", "big", "plain", {"n": 8}, 1), other).write(ledger)
-    show(ledger)
+    histogram(ledger)
     out = capsys.readouterr().out
     assert "tiny (model, plain)" in out
     assert "other (big, plain)" in out
     assert out.count("1 questions with failed completions are left out") == 2
-    show(ledger, "tiny", low=1, png=tmp_path / "tiny.png")
+    histogram(ledger, "tiny", low=1, png=tmp_path / "tiny.png")
     out = capsys.readouterr().out
     assert "> 1 to 8" in out
     assert "other (" not in out
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="no probe is named"):
-        show(ledger, png=tmp_path / "both.png")
+        histogram(ledger, png=tmp_path / "both.png")
+
+
+def test_the_picture_takes_the_place_of_nothing_unasked(
+    ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, png = ledger.read_bytes(), tmp_path / "counts.png"
+    png.write_text("mine")
+    with pytest.raises(DataError, match="exists"):
+        histogram(ledger, png=png)
+    assert png.read_text() == "mine"
+    with pytest.raises(DataError, match="take the place of the ledger"):
+        histogram(ledger, png=tmp_path / "." / "ledger.parquet", overwrite=True)
+    assert ledger.read_bytes() == before
+    assert capsys.readouterr().out == ""
+    histogram(ledger, png=png, overwrite=True)
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-2, None), (None, 9), (5, 4), (9, None)])
+def test_the_histogram_refuses_a_band_that_no_count_has(
+    low: int | None, high: int | None, ledger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="is not within 0 to 8"):
+        histogram(ledger, low=low, high=high)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_histogram_names_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"n": 8, "strict": 3, "robust": 3, "format": 0, "truncated": 0, "errors": 0, "mean_tokens": 1.0}
+    Ledger().with_probe(replace(PROBE, checkpoint="last.ckpt"), {"u": row}).write(tmp_path / "l")
+    histogram(tmp_path / "l")
+    assert "model with weights of last.ckpt" in capsys.readouterr().out
 
 
 def test_an_empty_ledger_has_no_histogram(tmp_path: Path) -> None:
     Ledger().with_marks({"odd": {"set:1:x": True}}).write(tmp_path / "l")
     with pytest.raises(DataError, match="has no probe"):
-        show(tmp_path / "l")
+        histogram(tmp_path / "l")
 
 
 @pytest.fixture
@@ -148,11 +183,20 @@ def test_the_commands_run_from_the_command_line(
 ) -> None:
     code, out = run(
         "data", "select", "--source", "Phantom", "--source.init_args.split", "train", "--source.init_args.size", "24",
-        "--ledger", str(ledger), "--output", str(tmp_path / "out"), "--high", "3", "--order", "hard_to_easy",
+        "--selection.ledger", str(ledger), "--output", str(tmp_path / "out"), "--selection.high", "3",
+        "--selection.order", "hard_to_easy", "--selection.min_measured", "0.8",
     )  # fmt: skip
     assert code == 0, out
-    expected = Selected(SOURCE, Selection(ledger, high=3, order="hard_to_easy")).load().uids
+    expected = Selected(SOURCE, chosen(ledger, high=3, order="hard_to_easy")).load().uids
     assert SavedDataset(tmp_path / "out").load().uids == expected
+    settings = tmp_path / "selection.yaml"
+    settings.write_text(f"{{ledger: {ledger}, high: 3, order: hard_to_easy, min_measured: 0.8}}")
+    code, out = run(
+        "data", "select", "--source", "Phantom", "--source.split", "train", "--source.size", "24",
+        "--selection", str(settings), "--output", str(tmp_path / "again"),
+    )  # fmt: skip
+    assert code == 0, out
+    assert SavedDataset(tmp_path / "again").load().uids == expected
     code, out = run("data", "histogram", "--ledger", str(ledger))
     assert (code, "accuracy" in out) == (0, True), out
     code, out = run("data", "histogram", "--ledger", str(tmp_path / "none"))
@@ -168,7 +212,7 @@ def test_real_questions_keep_everything_but_the_count(shared_data: Path, tmp_pat
         for i, uid in enumerate(samples.uids)
     }
     Ledger().with_probe(PROBE, rows).write(tmp_path / "l")
-    select(source, tmp_path / "l", tmp_path / "out")
+    select(source, Selection(tmp_path / "l"), tmp_path / "out")
     written = SavedDataset(tmp_path / "out").load()
     kept = [index for index in range(len(samples)) if 1 <= index % 9 <= 7]
     assert written.uids == tuple(samples.uids[index] for index in kept)

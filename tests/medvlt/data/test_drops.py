@@ -35,6 +35,7 @@ def test_drop_log_lists_every_one(tmp_path: Path) -> None:
     assert [(line["source"], line["row"], line["uid"], line["reason"], line["message"]) for line in lines] == [
         ("toy", drop.row, drop.uid, drop.reason.value, drop.message) for drop in DROPS
     ]
+    assert list(ReadReport("toy", 10, 7, DROPS).drop_lines()) == log.read_text().splitlines(keepends=True)
     ReadReport("toy", 10, 10).write_drop_log(log)
     assert log.read_text() == ""
 

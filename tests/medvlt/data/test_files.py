@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from medvlt.data.files import replacing
+from medvlt.data.files import check_target, file_sha256, replacing, sweep_leftovers
 from medvlt.errors import DataError
 
 
@@ -94,3 +98,46 @@ def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write"), replacing(tmp_path / "file" / "x", overwrite=False):
         pytest.fail("not reached")
+
+
+def test_the_check_at_the_start_refuses_what_the_end_would(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "checkpoint").touch()
+    (tmp_path / "file").touch()
+    check_target(tmp_path / "new", overwrite=False)
+    check_target(tmp_path / "file", overwrite=True)
+    for path, overwrite, message in (
+        (tmp_path / "file", False, "overwrite=true"),
+        (tmp_path / "runs", True, "other things"),
+        (Path(), False, "ends in a name"),
+        (Path(".."), True, "ends in a name"),
+        (tmp_path / ("x" * 300), False, "cannot write"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_target(path, overwrite=overwrite)
+
+
+def test_copies_of_killed_processes_are_swept_and_no_others(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for process in (gone.pid, os.getpid()):
+        with replacing(tmp_path / "a.b", overwrite=True) as temporary:
+            temporary.touch()
+            name = temporary.name.replace(f".{os.getpid()}.", f".{process}.")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "row").touch()
+        (tmp_path / name.replace(".tmp", ".rows.tmp")).touch()
+        (tmp_path / name.replace("a.b", "axb")).touch()
+        (tmp_path / name.replace(socket.gethostname(), "other")).touch()
+    before = {path.name for path in tmp_path.iterdir()}
+    sweep_leftovers(tmp_path / "a.b")
+    swept = {f".a.b.{socket.gethostname()}.{gone.pid}{end}" for end in (".tmp", ".rows.tmp")}
+    assert before - {path.name for path in tmp_path.iterdir()} == swept
+    sweep_leftovers(tmp_path / "nowhere" / "a.b")
+
+
+def test_digest_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(DataError, match="cannot read"):
+        file_sha256(tmp_path / "y")

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -175,3 +177,31 @@ def test_encoded(image: ImageSource) -> None:
         assert encoded(image) == image
     else:
         assert Image.open(io.BytesIO(encoded(image))).tobytes() == picture(0).tobytes()
+
+
+@pytest.mark.parametrize(("write", "source", "name"), FORMS)
+def test_copies_that_a_killed_run_left_go_with_the_next(write: Writer, source: Any, name: str, tmp_path: Path) -> None:
+    good = [replace(samples(tmp_path)[1], extra={})]
+    child = os.fork()
+    if child == 0:
+
+        class Killed(Sequence[Sample]):
+            def __len__(self) -> int:
+                return 1
+
+            def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+                if index:
+                    raise IndexError
+                if any(tmp_path.glob(".*.tmp")):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return good[0]
+
+        try:
+            write(Killed(), tmp_path / name)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(tmp_path.glob(".*.tmp"))
+    write(good, tmp_path / name)
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert len(source(tmp_path / name).load()) == 1
