@@ -3,36 +3,34 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from rich.console import Console
-from rich.progress import track
-
 from medvlt.curation.card import announce, fingerprint, refuse_existing, write_dataset
 from medvlt.curation.selection import SelectionReport
-from medvlt.curation.text_matching import TextRule, match_texts, words
-from medvlt.data.readers import PROGRESS_FROM
+from medvlt.curation.text_matching import TextRule
 from medvlt.data.samples import SampleSet, Source
 from medvlt.errors import ConfigurationError
-from medvlt.imports import require
-from medvlt.types import Sample
 
 if TYPE_CHECKING:
     from medvlt.curation.image_matching import PictureRule
 
-logger = logging.getLogger(__name__)
-
 Kind: TypeAlias = Literal[
-    "exact_text", "near_text", "same_picture_bytes", "same_picture_pixels", "near_picture", "same_wording"
+    "exact_text",
+    "near_text",
+    "same_but_numbers",
+    "same_picture_bytes",
+    "same_picture_pixels",
+    "near_picture",
+    "same_wording",
 ]
 """How a training and an evaluation question match.
 
 - `exact_text`, `near_text`: two questions without pictures, by their texts alone (see `text_matching`).
+- `same_but_numbers`: the same, but only their numbers differ, and in value: "Normal GFR is 125?" and "Normal GFR is
+  90", or a calculation from a template filled in anew; or indeed a question changed a little.
 - `same_picture_bytes`, `same_picture_pixels`, `near_picture`: a picture of the one is a picture of the other, whatever
   is asked of it (see `image_matching`).
 - `same_wording`: the texts match, but one of the questions has a picture: "Is there a fracture?" is asked of thousands.
@@ -45,11 +43,7 @@ CONTAMINATION: tuple[Kind, ...] = (
     "same_picture_pixels",
     "near_picture",
 )
-"""Kinds for which a training question is left out by default: all but `same_wording`."""
-
-_NAMED = 20  # further evaluation questions that a pair names
-
-_Place: TypeAlias = tuple[str, int]  # evaluation set, position in it
+"""Kinds for which a training question is left out by default: all but `same_but_numbers` and `same_wording`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,8 @@ class Pair:
             of the two texts. All in [0, 1].
         train_text: What the training question asks.
         evaluation_text: What the evaluation question asks.
+        train_answer: Right answer of the training question, in words.
+        evaluation_answer: Right answer of the evaluation question.
         others: How many further questions of the set it matches in this way.
         other_uids: The first 20 of these.
     """
@@ -76,6 +72,8 @@ class Pair:
     scores: Mapping[str, float]
     train_text: str
     evaluation_text: str
+    train_answer: str
+    evaluation_answer: str
     others: int = 0
     other_uids: tuple[str, ...] = ()
 
@@ -164,16 +162,23 @@ def find_contamination(
     """
     if not evaluation:
         raise ConfigurationError("expected at least one evaluation set to compare with, got none; name one")
-    found = _Found(train, evaluation)
-    looked = found.compare_pictures(picture) if compare_pictures else found.only_look()
-    wordless = found.compare_texts(text or TextRule())
+    from medvlt.curation.contamination_search import Search
+
+    search = Search(train, evaluation)
+    ours = theirs = None
+    if compare_pictures:
+        ours, theirs = search.compare_pictures(picture)
+    else:
+        search.only_look()
+    search.compare_texts(text or TextRule())
     return Contamination(
-        found.pairs(),
-        len(train),
-        {name: len(samples) for name, samples in evaluation.items()},
-        {key: len(places) for key, places in found.touched.items()},
-        wordless,
-        *looked,
+        pairs=tuple(search.pairs()),
+        train_questions=len(train),
+        evaluation_questions={name: len(samples) for name, samples in evaluation.items()},
+        touched={key: len(positions) for key, positions in search.touched.items()},
+        wordless=search.wordless,
+        train_pictures=ours,
+        evaluation_pictures=theirs,
     )
 
 
@@ -196,8 +201,8 @@ def decontaminate(
         evaluation: The evaluation sets by name, such as `{medqa: {class_path: JSONLines, ...}}`.
         report: Markdown file to write; all pairs go to the `.jsonl` file beside it.
         output: Folder for the training set without the questions found; by default none is written.
-        drop: Kinds of match for which a question is left out; by default all but `same_wording`, which says only that a
-            question about another picture is worded alike.
+        drop: Kinds of match for which a question is left out; by default all but `same_but_numbers` (the same words
+            with other numbers) and `same_wording` (worded alike, about another picture).
         text: When texts match.
         picture: When pictures match.
         compare_pictures: Whether pictures are compared at all.
@@ -247,6 +252,11 @@ def _write_clean(
     report = SelectionReport(
         f"{source}, without contamination", len(samples), len(kept), parts=(samples.report,), left_out=left_out
     )
+    unreadable = {
+        side: len(looked.unreadable)
+        for side, looked in (("train", found.train_pictures), ("evaluation", found.evaluation_pictures))
+        if looked is not None
+    }
     provenance = {
         "source": source,
         "source_fingerprint": fingerprint(samples.uids),
@@ -260,13 +270,16 @@ def _write_clean(
             {"evaluation_set": name, "kind": kind, "train_questions": ours, "evaluation_questions": theirs}
             for name, kind, ours, theirs in found.rows()
         ],
-        "unreadable_pictures": {
-            side: len(looked.unreadable)
-            for side, looked in (("train", found.train_pictures), ("evaluation", found.evaluation_pictures))
-            if looked is not None
-        },
+        "unreadable_pictures": unreadable,
     }
     notes = [f"{len(matched):,} of {len(samples):,} questions were left out, as they match one of {', '.join(sets)}."]
+    if any(unreadable.values()):
+        notes.append(
+            f"Pictures that could not be read, and so were not compared: {unreadable['train']:,} of the training set, "
+            f"{unreadable['evaluation']:,} of the evaluation sets. The questions about them may be in both."
+        )
+    if found.train_pictures is None:
+        notes.append("Pictures were not compared.")
     facts = write_dataset(
         samples.select(kept, report),
         output,
@@ -276,124 +289,3 @@ def _write_clean(
         overwrite=overwrite,
     )
     announce(facts, output)
-
-
-class _Found:
-    """Collects matches: for each (training position, evaluation set, kind) the best one, and how many there are."""
-
-    def __init__(self, train: SampleSet, evaluation: Mapping[str, SampleSet]) -> None:
-        self.train, self.evaluation = train, evaluation
-        self.touched: dict[tuple[str, Kind], set[int]] = {}
-        self.best: dict[tuple[int, str, Kind], dict[int, tuple[float, Mapping[str, float]]]] = {}
-        self.pictured: set[int | _Place] = set()  # questions with pictures; only a full sample tells
-
-    def add(self, index: int, place: _Place, kind: Kind, rank: float, scores: Mapping[str, float]) -> None:
-        name, position = place
-        self.touched.setdefault((name, kind), set()).add(position)
-        matches = self.best.setdefault((index, name, kind), {})
-        if position not in matches or matches[position][0] < rank:
-            matches[position] = rank, scores
-
-    def only_look(self) -> tuple[None, None]:
-        """Finds out which questions have pictures."""
-        for _ in chain(self._read_train(), self._read_evaluation()):
-            pass
-        return None, None
-
-    def compare_pictures(self, rule: PictureRule | None) -> tuple[Pictures, Pictures]:
-        from medvlt.curation.picture_pairs import Seen, match_pictures
-
-        ours, theirs, matches = match_pictures(self._read_train(), self._read_evaluation(), rule)
-        likeness = require("rapidfuzz.fuzz", extra="curation").token_sort_ratio
-        for match in matches:
-            for index in ours.questions[match.train]:
-                question = " ".join(words(self.train.light(index).question))
-                for place in theirs.questions[match.evaluation]:
-                    other = " ".join(words(self._at(place).question))
-                    wording = likeness(question, other) / 100
-                    scores = {"agreement": match.agreement, "wording": wording}
-                    self.add(index, place, match.kind, wording, scores)
-
-        def told(side: str, seen: Seen[Any]) -> Pictures:
-            if seen.unreadable:
-                uid, why = seen.unreadable[0]
-                logger.warning(
-                    "%d pictures of the %s cannot be read and were not compared; the first is of %s: %s",
-                    *(len(seen.unreadable), side, uid, why),
-                )
-            return Pictures(seen.read, len(seen.questions), tuple(seen.unreadable))
-
-        return told("training set", ours), told("evaluation sets", theirs)
-
-    def compare_texts(self, rule: TextRule) -> int:
-        """Returns how many questions have no words."""
-        ours: dict[str, list[int]] = {}
-        theirs: dict[str, list[_Place]] = {}
-        for index in range(len(self.train)):
-            ours.setdefault(" ".join(words(self.train.light(index).question)), []).append(index)
-        for name, samples in self.evaluation.items():
-            for position in range(len(samples)):
-                theirs.setdefault(" ".join(words(samples.light(position).question)), []).append((name, position))
-        wordless = len(ours.pop("", ())) + len(theirs.pop("", ()))
-        groups, others = list(ours.values()), list(theirs.values())
-        for match in match_texts(list(ours), list(theirs), rule):
-            scores = {name: getattr(match, name) for name in ("similarity", "containment", "phrases", "letters")}
-            rank = max(match.similarity, match.containment if match.phrases >= rule.phrases else 0.0)
-            for index in groups[match.train]:
-                for place in others[match.evaluation]:
-                    kind: Kind = "exact_text" if match.exact else "near_text"
-                    if index in self.pictured or place in self.pictured:
-                        kind = "same_wording"
-                    self.add(index, place, kind, rank, scores)
-        return wordless
-
-    def pairs(self) -> tuple[Pair, ...]:
-        order = {kind: place for place, kind in enumerate(get_args(Kind))}
-        names = {name: place for place, name in enumerate(self.evaluation)}
-        keys = sorted(self.best, key=lambda key: (key[0], names[key[1]], order[key[2]]))
-        return tuple(self._pair(*key) for key in keys)
-
-    def _pair(self, index: int, name: str, kind: Kind) -> Pair:
-        matches = self.best[index, name, kind]
-        first, *further = sorted(matches, key=lambda position: (-matches[position][0], position))
-        question, other = self.train.light(index), self._at((name, first))
-        return Pair(
-            train_uid=self.train.uids[index],
-            evaluation_set=name,
-            evaluation_uid=other.uid,
-            kind=kind,
-            scores={score: round(value, 4) for score, value in matches[first][1].items()},
-            train_text=question.question,
-            evaluation_text=other.question,
-            others=len(further),
-            other_uids=tuple(self._at((name, position)).uid for position in further[:_NAMED]),
-        )
-
-    def _read_train(self) -> Iterator[tuple[int, Sample]]:
-        for index in _progress(range(len(self.train)), "reading the training set", len(self.train)):
-            sample = self.train[index]
-            if sample.images:
-                self.pictured.add(index)
-            yield index, sample
-
-    def _read_evaluation(self) -> Iterator[tuple[_Place, Sample]]:
-        for name, samples in self.evaluation.items():
-            for position in _progress(range(len(samples)), f"reading {name}", len(samples)):
-                sample = samples[position]
-                if sample.images:
-                    self.pictured.add((name, position))
-                yield (name, position), sample
-
-    def _at(self, place: _Place) -> Sample:
-        return self.evaluation[place[0]].light(place[1])
-
-
-def _progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    return track(
-        items,
-        description=description,
-        total=total,
-        transient=True,
-        console=Console(stderr=True),
-        disable=total <= PROGRESS_FROM,
-    )

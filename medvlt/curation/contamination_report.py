@@ -91,8 +91,10 @@ def markdown(found: Contamination, drop: Iterable[Kind], rules: Mapping[str, Any
             )
             lines += [f"  - {_cell(uid)}: {_cell(why)}" for uid, why in looked.unreadable[:_SHOWN]]
     lines += [
-        f"- Different texts without a word, which cannot be found by text: {found.wordless:,}.",
+        f"- Questions without a word, which cannot be found by text: {found.wordless:,}.",
         "- `same_wording`: alike in words, but about a picture; that says little unless the picture matches too.",
+        "- `same_but_numbers`: the same words with other numbers: a template filled in anew, or a question changed; "
+        "the right answers tell more.",
         "",
         "## Pairs",
         "",
@@ -109,8 +111,8 @@ def markdown(found: Contamination, drop: Iterable[Kind], rules: Mapping[str, Any
             more = f"; {pair.others:,} more in the set" if pair.others else ""
             lines += [
                 f"- {_cell(pair.train_uid)} and {_cell(pair.evaluation_uid)} ({scores}{more})",
-                f"  - training: {_cell(pair.train_text)}",
-                f"  - evaluation: {_cell(pair.evaluation_text)}",
+                f"  - training: {_cell(pair.train_text)} Right: {_cell(pair.train_answer)}",
+                f"  - evaluation: {_cell(pair.evaluation_text)} Right: {_cell(pair.evaluation_answer)}",
             ]
         lines.append("")
     return "\n".join([*lines, NOTICE, ""])

@@ -45,6 +45,7 @@ _STARTS = 3  # windows from which each pair is refined
 _LEVELS = ((3.0, 1.0, 2, 0.45), (2.0, 0.5, 2, 0.5), (2.0, 0.7, 1, -1.0))
 """Blurs between which structure counts, in pixels; pixels pooled into one; agreement below which a pair is given up."""
 _OVERLAP, _STRETCH = 0.7, 0.6  # least share laid on one another, largest change of the map (Frobenius norm)
+_HASHED = 256  # squares that are hashed together
 _MOST_ALIGNED = 256  # pairs of squares that are refined together: more fall out of the processor's cache
 
 
@@ -79,12 +80,12 @@ class Picture:
     """What is kept of a picture.
 
     Attributes:
-        md5: Of the encoded file, as hexadecimal digits; of the pixels where there is no file.
+        md5: Of the encoded file, as hexadecimal digits; None where there is no file, but pixels.
         pixels: SHA-256 of size and pixels as the model would see them, as hexadecimal digits.
         square: Greys without uniform margins, (64, 64), uint8.
     """
 
-    md5: str
+    md5: str | None
     pixels: str
     square: NDArray[np.uint8]
 
@@ -97,7 +98,7 @@ class Picture:
             image: The same, decoded by `open_image`.
         """
         pixels = hashlib.sha256(f"{image.width} {image.height} ".encode() + image.tobytes()).hexdigest()
-        md5 = pixels if encoded is None else hashlib.md5(encoded, usedforsecurity=False).hexdigest()
+        md5 = None if encoded is None else hashlib.md5(encoded, usedforsecurity=False).hexdigest()
         square = trim(image.convert("L")).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
         return cls(md5, pixels, np.asarray(square))
 
@@ -138,7 +139,7 @@ def trim(image: Image.Image, tolerance: int = 12) -> Image.Image:
 class PictureIndex:
     """Evaluation pictures, to be looked up.
 
-    Holds 30 KB for each: its square and 96 hashes.
+    Holds 28 KB for each: its square (4 KB) and 96 hashes of 63 numbers (24 KB).
 
     Args:
         pictures: The evaluation pictures, each once.
@@ -147,10 +148,11 @@ class PictureIndex:
 
     def __init__(self, pictures: Sequence[Picture], rule: PictureRule | None = None) -> None:
         self.rule = rule or PictureRule()
-        self._md5: dict[str, list[int]] = defaultdict(list)
+        self._md5: dict[str | None, list[int]] = defaultdict(list)
         self._pixels: dict[str, list[int]] = defaultdict(list)
         for number, picture in enumerate(pictures):
-            self._md5[picture.md5].append(number)
+            if picture.md5 is not None:
+                self._md5[picture.md5].append(number)
             self._pixels[picture.pixels].append(number)
         self._squares = _stack(pictures)
         self._hashes = _window_hashes(self._squares)
@@ -186,7 +188,7 @@ class PictureIndex:
             new = [(row, other) not in found for row, other in zip(rows.tolist(), others.tolist(), strict=True)]
             rows, others = rows[new], others[new]
             for part, partner in zip(torch.split(rows, _MOST_ALIGNED), torch.split(others, _MOST_ALIGNED), strict=True):
-                ours, theirs = squares[part], self._squares[partner]
+                ours, theirs = squares[part].float(), self._squares[partner].float()
                 holder, piece = (part, partner) if swapped else (partner, part)
                 starts = torch.einsum("wph,ph->pw", windows[:, holder], whole[piece]).topk(_STARTS, dim=1).indices
                 cut, holding = (theirs, ours) if swapped else (ours, theirs)
@@ -313,19 +315,23 @@ _WINDOWS = _windows()
 
 
 def _window_hashes(squares: Tensor) -> Tensor:
-    """Returns the hashes of every window, (96, pictures, 63), each of length 1; 0 for a picture of one grey."""
+    """Returns the hashes of every window, (96, pictures, 63), each of length 1; 0 for a picture of one grey.
+
+    Args:
+        squares: Greys, (pictures, 64, 64), uint8.
+    """
     frequencies = torch.arange(_FREQUENCIES)[:, None] * (torch.arange(_HASH_SIDE)[None] + 0.5) * math.pi / _HASH_SIDE
     cosines = torch.cos(frequencies)
     weights = torch.hypot(*torch.meshgrid(*[torch.arange(_FREQUENCIES).float()] * 2, indexing="ij")).sqrt()
-    hashes = []
-    if not len(squares):
-        return torch.zeros(len(_WINDOWS), 0, _FREQUENCIES**2 - 1)
-    for window in _WINDOWS:
-        small, _ = _sample(squares, window.expand(len(squares), 2, 3), _HASH_SIDE)
-        values = (cosines @ small @ cosines.T * weights).flatten(1)[:, 1:]
-        norm = values.norm(dim=1, keepdim=True)
-        hashes.append(torch.where(norm > 100, values / norm.clamp_min(1e-6), torch.zeros_like(values)))
-    return torch.stack(hashes)
+    hashes = torch.zeros(len(_WINDOWS), len(squares), _FREQUENCIES**2 - 1)
+    for start in range(0, len(squares), _HASHED):
+        greys = squares[start : start + _HASHED].float()
+        for window, into in zip(_WINDOWS, hashes[:, start : start + _HASHED], strict=True):
+            small, _ = _sample(greys, window.expand(len(greys), 2, 3), _HASH_SIDE)
+            values = (cosines @ small @ cosines.T * weights).flatten(1)[:, 1:]
+            norm = values.norm(dim=1, keepdim=True)
+            into[:] = torch.where(norm > 100, values / norm.clamp_min(1e-6), torch.zeros_like(values))
+    return hashes
 
 
 def _best(windows: Tensor, whole: Tensor) -> Tensor:
@@ -338,5 +344,5 @@ def _best(windows: Tensor, whole: Tensor) -> Tensor:
 
 def _stack(pictures: Sequence[Picture]) -> Tensor:
     if not pictures:
-        return torch.zeros(0, SIDE, SIDE)
-    return torch.from_numpy(np.stack([picture.square for picture in pictures])).float()
+        return torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
+    return torch.from_numpy(np.stack([picture.square for picture in pictures]))

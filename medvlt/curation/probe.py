@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medvlt.curation.card import fingerprint
 from medvlt.errors import DataError
+from medvlt.rollout.store_identity import flat
 
 COUNTS = ("n", "strict", "robust", "format", "truncated", "errors", "mean_tokens")
 """Of a question in a probe: completions sampled; of these right by the grader of the reference's pass counts, right by
@@ -91,7 +92,7 @@ class Probe:
 
     def _identity(self) -> dict[str, Any]:
         """As JSON gives it back, where a tuple equals the list that it is read as; nested names joined by dots."""
-        return dict(_flat(json.loads(json.dumps({name: getattr(self, name) for name in _IDENTITY}))))
+        return dict(flat(json.loads(json.dumps({name: getattr(self, name) for name in _IDENTITY}))))
 
 
 def check_name(name: str) -> None:
@@ -124,11 +125,3 @@ def check_row(probe: Probe, uid: str, row: Mapping[str, Any]) -> None:
             f"probe {probe.name!r}, question {uid}: expected n + errors = {probe.n} and every count in 0..n, got "
             f"{dict(row)}"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -16,9 +16,10 @@ of both sides hold it, so that "which of the following" weighs little and a diag
        phrases     = share of the pairs of neighbours of the text with fewer of them that the other one has, too
        letters     = 1 - (letters to insert or leave out to turn a into b) / (letters of both)     (rapidfuzz ratio)
 
-Words are compared as sets, so the order of clauses does not count. Questions that differ in their numbers alone match,
-calculations and generated questions too. In scripts without blanks between words, only equal
-texts are found.
+Words are compared as sets, so the order of clauses does not count. Questions that differ in their numbers alone match
+and are told apart (`TextMatch.numbers_only`): a template filled in anew is another question. If it is filled in with
+other words as well ("male", "female"), it is not told apart. In scripts without blanks between words, only equal texts
+are found.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from medvlt.data.readers import PROGRESS_FROM
+from medvlt.console import tracked
 from medvlt.errors import ConfigurationError
 from medvlt.imports import require
 
@@ -45,12 +45,17 @@ NUMBER = "#"
 """The word that stands for every number."""
 
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+")
-_LINKED = frozenset(["hundred", "thousand", "million"])
-_NUMBER_WORDS = _LINKED.union(
-    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-    ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"),
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 )
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_VALUES = {word: Decimal(value) for value, word in enumerate(_ONES)}
+_VALUES |= {word: Decimal(10 * value) for value, word in enumerate(_TENS, start=2)}
+_SCALES = {"hundred": Decimal(100), "thousand": Decimal(1_000), "million": Decimal(1_000_000)}
+_NUMBER_WORDS = _VALUES.keys() | _SCALES.keys()
+_SIGNS = re.compile("[.,:/]")
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 _RARE = 400  # a feature in more evaluation texts than this finds nothing by itself
 _FEWEST = 8  # but the rarest features of a text are always looked up
@@ -113,6 +118,9 @@ class TextMatch:
         containment: See the module; in [0, 1].
         phrases: See the module; in [0, 1].
         letters: See the module; in [0, 1].
+        numbers_only: Whether the words are the same, typing errors aside, and each text has a number that the other
+            one lacks. "5" and "five" are the same number, and so are "37.5" and "37 5", which lost its point; a number
+            that one text has and the other one leaves out is no contradiction.
     """
 
     train: int
@@ -122,6 +130,7 @@ class TextMatch:
     containment: float
     phrases: float
     letters: float
+    numbers_only: bool = False
 
 
 def words(text: str) -> list[str]:
@@ -142,24 +151,75 @@ def mask_numbers(text: Sequence[str]) -> list[str]:
     """
     masked: list[str] = []
     for place, word in enumerate(text):
-        if word[0].isdigit() or word in _NUMBER_WORDS:
+        if word[0].isdecimal() or word in _NUMBER_WORDS:
             if not (masked and masked[-1] == NUMBER):
                 masked.append(NUMBER)
-        elif not (
-            word == "and"
-            and place
-            and text[place - 1] in _LINKED
-            and text[place + 1 : place + 2]
-            and text[place + 1] in _NUMBER_WORDS
-        ):
+        elif not _links(text, place):
             masked.append(word)
     return masked
+
+
+def number_values(text: Sequence[str]) -> Counter[Decimal]:
+    """Returns the numbers among some words and how often each is there, in digits or in words.
+
+    A comma before three digits parts thousands, any other is a decimal one; "125/87" and "1:10" are two numbers each.
+
+    >>> sorted(map(int, number_values(words("one hundred and twenty-five of 1,300 or 2 thousand, by 6")).elements()))
+    [6, 125, 1300, 2000]
+    """
+    values: Counter[Decimal] = Counter()
+    thousands, rest = Decimal(0), None  # of the number that is being read; no number while `rest` is None
+    for place, word in enumerate(text):
+        if _links(text, place):
+            continue
+        if word in _SCALES:
+            scaled = (Decimal(1) if rest is None else rest) * _SCALES[word]
+            thousands, rest = (thousands, scaled) if word == "hundred" else (thousands + scaled, Decimal(0))
+            continue
+        value = _VALUES.get(word)
+        if value is not None and rest is not None and (rest or thousands) and 0 < value < _room(rest):
+            rest += value
+            continue
+        if rest is not None:
+            values[thousands + rest] += 1
+        thousands, rest = Decimal(0), value
+        if word[0].isdecimal():
+            *others, rest = _in_digits(word)
+            values.update(others)
+            if text[place + 1 : place + 2] and text[place + 1] not in _SCALES:
+                values[rest] += 1
+                rest = None
+    if rest is not None:
+        values[thousands + rest] += 1
+    return values
+
+
+def _room(number: Decimal) -> int:
+    """Returns what the next word must be below to go on with a number: 100 behind hundreds, 10 behind tens."""
+    if number >= 1_000_000:
+        return 0
+    below = number % 100
+    return 100 if not below else 10 if below >= 20 and not below % 10 else 0
+
+
+def _in_digits(word: str) -> list[Decimal]:
+    numbers = []
+    for part in re.split("[:/]", word):
+        plain = part.replace(",", "") if _GROUPED.fullmatch(part) else part.replace(",", ".")
+        numbers += [Decimal(piece) for piece in ([plain] if plain.count(".") <= 1 else plain.split("."))]
+    return numbers
+
+
+def _links(text: Sequence[str], place: int) -> bool:
+    """Returns whether the word is the "and" of "one hundred and five"."""
+    around = text[place - 1 : place + 2] if place else ()
+    return len(around) == 3 and around[1] == "and" and around[0] in _SCALES and around[2] in _NUMBER_WORDS
 
 
 class Text:
     """A text as it is compared: its different words, its pairs of neighbours."""
 
-    __slots__ = ("key", "pairs", "words")
+    __slots__ = ("_numbers", "key", "pairs", "words")
 
     def __init__(self, text: str) -> None:
         plain = words(text)
@@ -167,6 +227,15 @@ class Text:
         self.key = " ".join(plain)
         self.words = frozenset(masked)
         self.pairs = frozenset(pairwise(masked))
+        self._numbers: tuple[Counter[Decimal], Counter[Decimal]] | None = None
+
+    @property
+    def numbers(self) -> tuple[Counter[Decimal], Counter[Decimal]]:
+        """The values of the numbers, and the same as if no number held a sign: 37 and 5 of "37.5"."""
+        if self._numbers is None:
+            bare = _SIGNS.sub(" ", self.key)
+            self._numbers = number_values(self.key.split()), number_values(bare.split())
+        return self._numbers
 
 
 def match_texts(train: Sequence[str], evaluation: Sequence[str], rule: TextRule | None = None) -> Iterator[TextMatch]:
@@ -182,11 +251,10 @@ def match_texts(train: Sequence[str], evaluation: Sequence[str], rule: TextRule 
     """
     rule = rule or TextRule()
     known = [Text(text) for text in evaluation]
-    chunks = range(0, len(train), _CHUNK)
-    read = (Text(text) for text in _progress(train, "counting words"))
+    read = (Text(text) for text in tracked(train, "counting words", len(train)))
     scorer = _Scorer(word_weights(chain(known, read)))
     index = _Index(known, rule.min_words)
-    for start in _progress(chunks, "comparing texts", len(train)):
+    for start in _chunks(len(train)):
         texts = [Text(text) for text in train[start : start + _CHUNK]]
         for row, number in index.candidates(texts):
             first, second = texts[row], known[number]
@@ -220,7 +288,10 @@ class _Scorer:
     def compare(self, a: Text, b: Text, places: tuple[int, int]) -> TextMatch:
         left, right = self.weight(a.words), self.weight(b.words)
         shared = self.weight(a.words & b.words)
-        for word, other in self._typing_errors(a.words - b.words, b.words - a.words):
+        mine, theirs = a.words - b.words, b.words - a.words
+        unpaired = len(mine) + len(theirs)
+        for word, other in self._typing_errors(mine, theirs):
+            unpaired -= 2
             light = min(self.weights[word], self.weights[other])
             left += light - self.weights[word]  # a misspelt word is rare, and would weigh too much
             right += light - self.weights[other]
@@ -233,6 +304,7 @@ class _Scorer:
             containment=min(1.0, shared / min(left, right)),
             phrases=len(a.pairs & b.pairs) / len(pairs) if pairs else 0.0,
             letters=self.indel(a.key, b.key),
+            numbers_only=not unpaired and a.key != b.key and _contradict(a, b),
         )
 
     def _typing_errors(self, left: frozenset[str], right: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -260,18 +332,19 @@ class _Index:
         matrix.data[:] = 1.0
         self.matrix = matrix.T.tocsr()
 
-    def candidates(self, texts: Sequence[Text]) -> list[tuple[int, int]]:
-        """Returns (position in `texts`, position in the index) of texts to be compared, sorted."""
+    def candidates(self, texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
+        """Yields (position in `texts`, position in the index) of texts to be compared, sorted."""
         rows, totals, sizes = self._matrix(texts)
-        shared = (rows @ self.matrix).tocoo()
-        one, other = totals[shared.row], self.totals[shared.col]
-        least = np.where(
-            np.minimum(sizes[shared.row], self.sizes[shared.col]) >= self.min_words,
-            np.minimum(one, other),
-            np.maximum(one, other),  # a short text inside a long one says nothing
-        )
-        chosen = shared.data >= _CANDIDATE * least
-        return sorted(zip(shared.row[chosen].tolist(), shared.col[chosen].tolist(), strict=True))
+        shared = (rows @ self.matrix).tocsr()
+        for row, (start, end) in enumerate(pairwise(shared.indptr.tolist())):
+            others, values = shared.indices[start:end], shared.data[start:end]
+            least = np.where(
+                np.minimum(sizes[row], self.sizes[others]) >= self.min_words,
+                np.minimum(totals[row], self.totals[others]),
+                np.maximum(totals[row], self.totals[others]),  # a short text inside a long one says nothing
+            )
+            for other in np.sort(others[values >= _CANDIDATE * least]).tolist():
+                yield row, other
 
     def _matrix(self, texts: Sequence[Text]) -> tuple[Any, NDArray[np.float32], NDArray[np.int64]]:
         """Returns the weights of the looked-up features by text, their sums, and the number of words of each text."""
@@ -297,11 +370,15 @@ def _features(text: Text) -> Iterator[Any]:
     yield from text.pairs
 
 
-def _progress(items: Sequence[Any], description: str, total: int | None = None) -> Iterable[Any]:
-    return track(
-        items,
-        description=description,
-        transient=True,
-        console=Console(stderr=True),
-        disable=(len(items) if total is None else total) <= PROGRESS_FROM,
+def _contradict(a: Text, b: Text) -> bool:
+    """Returns whether each text has a number that the other one lacks, even if signs inside numbers got lost."""
+    return NUMBER in a.words and all(
+        left - right and right - left for left, right in zip(a.numbers, b.numbers, strict=True)
     )
+
+
+def _chunks(count: int) -> Iterator[int]:
+    """Yields the start of each chunk of texts."""
+    for place in tracked(range(count), "comparing texts", count):
+        if place % _CHUNK == 0:
+            yield place

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from medvlt.console import PROGRESS_FROM, tracked  # noqa: F401 - until its users import it from there
+from medvlt.console import tracked
 from medvlt.data.decode import check_image, resolve_image
 from medvlt.data.drops import Drop, DropReason, ReadReport, RecordError
 from medvlt.data.schema import Record, parse_record

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from medvlt.console import wide_console
 from medvlt.errors import DataError
 from medvlt.evaluation.statistics import wilson_interval
 from medvlt.metrics.macro import macro_average
@@ -103,7 +102,7 @@ def read_correct(path: Path) -> dict[tuple[str, str], bool]:
 
 def print_results(runs: Mapping[str, Sequence[BenchmarkResult]]) -> None:
     """Prints `results_table`; where the output is a file and has no width, wide enough that nothing is cut."""
-    Console(width=None if sys.stdout.isatty() else 120).print(results_table(runs))
+    wide_console().print(results_table(runs))
 
 
 def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:

@@ -35,7 +35,7 @@ from medvlt.types import Completion, RolloutGroup, RolloutKey, Sample, SamplingP
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_FROM = 200
+BAR_FROM = 200
 """Calls with more requests show a progress bar, on a terminal."""
 
 CLOSING_SECONDS = 10.0
@@ -69,8 +69,9 @@ class OpenAIEngine(RolloutEngine):
     stays in every denominator. A prompt that the endpoint refuses (HTTP 400, 413, 422) is not tried again.
 
     The run stops if the endpoint was never reached, refuses key, account, address or model (401, 402, 403, 404), sends
-    web pages, or fails `give_up_after` times in a row. Completions of the same call that had come by then are kept: the
-    call returns them, the others fail, and the next call finds out anew.
+    web pages, fails `limits.give_up_after` times in a row, or in a whole call before it ever answered. Completions of
+    the same call that had come by then are kept: the call returns them, the others fail, and the next call finds out
+    anew.
 
     It samples in evaluation only (`validate`, `test`, `predict`): there are no weights to load and no
     log-probabilities.
@@ -80,14 +81,7 @@ class OpenAIEngine(RolloutEngine):
         base_url: Address, usually ending in /v1; null for the client's default, which is OPENAI_BASE_URL or OpenAI.
         api_key_variable: Environment variable that holds the key; the key itself belongs in no configuration. With
             `base_url`, it need not be set.
-        concurrency: Requests under way at a time, in [1, 1000], per process.
-        requests_per_minute: Bound on attempts, evenly spaced, per process; null for none.
-        max_attempts: Of one request, the first included.
-        retry_passes: How often the failed requests of a call are asked again at its end.
-        retry_wait_seconds: Wait before the second attempt; doubled with each further one, up to a minute.
-        timeout_seconds: Longest time of one attempt, from its beginning to the last byte of the reply.
-        connect_timeout_seconds: Longest time to connect.
-        give_up_after: Requests failing in a row, for good, after which the others are not asked.
+        limits: How fast and how often it is asked, as {concurrency: 64, requests_per_minute: 500}.
         token_parameter: Name of the token limit; OpenAI's reasoning models want "max_completion_tokens".
         send_seed: Whether requests carry a seed, in [0, 2**31).
         extra_body: Further fields of every request, as {reasoning_effort: high}, or {return_token_ids: true} for the
@@ -108,14 +102,7 @@ class OpenAIEngine(RolloutEngine):
         model: str,
         base_url: str | None = None,
         api_key_variable: str = "OPENAI_API_KEY",
-        concurrency: int = 32,
-        requests_per_minute: float | None = None,
-        max_attempts: int = 6,
-        retry_passes: int = 1,
-        retry_wait_seconds: float = 1.0,
-        timeout_seconds: float = 600.0,
-        connect_timeout_seconds: float = 10.0,
-        give_up_after: int = 32,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
         token_parameter: TokenParameter = "max_tokens",
         send_seed: bool = True,
         extra_body: dict[str, Any] | None = None,
@@ -130,16 +117,7 @@ class OpenAIEngine(RolloutEngine):
         self.model = model
         self.base_url = base_url
         self.api_key_variable = api_key_variable
-        self.limits = Limits(
-            concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            max_attempts=max_attempts,
-            retry_passes=retry_passes,
-            retry_wait_seconds=retry_wait_seconds,
-            timeout_seconds=timeout_seconds,
-            connect_timeout_seconds=connect_timeout_seconds,
-            give_up_after=give_up_after,
-        )
+        self.limits = limits
         self.settings = RequestSettings(model, token_parameter, send_seed, dict(extra_body or {}))
         self.prompt_price = prompt_price
         self.completion_price = completion_price
@@ -278,7 +256,7 @@ class OpenAIEngine(RolloutEngine):
         if not thread.is_alive():
             loop.close()
         if self.usage.requests:
-            line = f"{client.url} in all: {self._summary(self.usage)}"
+            line = f"{client.url} in this process: {self._summary(self.usage)}"
             Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
     @property
@@ -315,9 +293,7 @@ class OpenAIEngine(RolloutEngine):
 
         future: Future[list[Outcome]] = asyncio.run_coroutine_threadsafe(work(count), loop)
         try:
-            with Progress(
-                console=console, transient=True, disable=total <= PROGRESS_FROM or not console.is_terminal
-            ) as bar:
+            with Progress(console=console, transient=True, disable=total <= BAR_FROM or not console.is_terminal) as bar:
                 task = bar.add_task(f"asking {self.model}", total=total)
                 while not wait([future], timeout=0.5).done:
                     bar.update(task, completed=ended)
@@ -366,11 +342,18 @@ def check_url(base_url: str | None) -> None:
     """
     if base_url is None:
         return
-    parts = urlsplit(base_url)
     if {"@", "?", "#"} & set(base_url):
         raise ConfigurationError(
             "base_url must hold no user, password or query, which would be saved with the configuration; give the key "
             "in the environment variable named by api_key_variable"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"base_url must begin with http:// or https:// and name a host, got {base_url!r}")
+    try:
+        parts = urlsplit(base_url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, a port that is none
+        valid = False
+    if not valid or not re.fullmatch(r"[\x21-\x7e]+", base_url):
+        raise ConfigurationError(
+            "base_url must begin with http:// or https://, name a host and perhaps a port, and hold neither blanks nor "
+            f"letters beyond ASCII; got {base_url!r}"
+        )

@@ -13,8 +13,17 @@ from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 from medvlt.errors import DataError, EngineError
-from medvlt.rollout.openai_limits import Limits, Pace
-from medvlt.rollout.openai_replies import Failure, MalformedReply, Reply, excerpt, failed_status, is_html, read_reply
+from medvlt.rollout.openai_limits import LONGEST_RETRY_AFTER_SECONDS, Limits, Pace
+from medvlt.rollout.openai_replies import (
+    PASSING,
+    Failure,
+    MalformedReply,
+    Reply,
+    excerpt,
+    failed_status,
+    is_html,
+    read_reply,
+)
 from medvlt.rollout.openai_usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -64,13 +73,12 @@ class EndpointClient:
             api_key=api_key or PLACEHOLDER_KEY, base_url=base_url, timeout=timeout, max_retries=0
         )
         self.url = str(self._client.base_url)
-        self._replied = False  # whether a reply was ever read
+        self._replied = False  # whether a reply was ever read, so that key, address and model are right
         self._reached = False  # whether anything ever came back
         self._warned = False  # that it was not
         self._pages = 0  # web pages among what came back
         self._again = False  # whether only what failed before is asked
-        self._in_a_row = 0
-        self._row: Counter[str] = Counter()
+        self._row: Counter[str] = Counter()  # failures since the last answer, also of the calls before
 
     async def ask(
         self,
@@ -81,8 +89,9 @@ class EndpointClient:
     ) -> list[Outcome]:
         """Asks all, then once more those whose failure may have passed.
 
-        If too many fail in a row, the others are not asked: what was answered before is kept, and the others end as
-        failures too. If nothing was answered before, that is an error.
+        If too many fail in a row, those of the calls before counted, the others are not asked: what this call has of
+        answers is kept, and the others end as failures too. If it has none, that is an error. So it is if all of a call
+        fail and nothing was ever answered; a single prompt that is refused may be at fault itself.
 
         Args:
             items: One per request; begun in this order.
@@ -106,13 +115,12 @@ class EndpointClient:
                 outcome = await self._ask_one(items[place], build, usage)
                 outcomes[place] = outcome
                 ended()
-                if isinstance(outcome, Reply):
-                    replies += 1
-                    self._in_a_row, self._row = 0, Counter()
-                elif isinstance(outcome, Failure):
+                if isinstance(outcome, Failure):
                     self._failed(outcome)
+                elif isinstance(outcome, Reply) and not outcome.kind:  # one that was filtered says nothing of others
+                    replies += 1
+                    self._row.clear()
 
-        self._in_a_row, self._row = 0, Counter()
         try:
             for number in range(1 + self._limits.retry_passes):
                 self._again = number > 0
@@ -123,7 +131,9 @@ class EndpointClient:
                         logger.info("asking %d requests again that failed", len(places))
                 queue = iter(places)
                 await _all_or_none([work(queue) for _ in range(min(self._limits.concurrency, len(places)))])
+            self._check_some_answered(outcomes)
         except GiveUp as reason:
+            self._row.clear()  # the next call finds out anew
             if not replies:
                 raise EngineError(str(reason)) from None
             logger.error("%s\nThe other requests of this call end as failures.", reason)
@@ -150,7 +160,7 @@ class EndpointClient:
             chance = self._pace.random.random()
             wait = self._limits.backoff_seconds(attempt, outcome.retry_after_seconds, chance)
             if outcome.retry_after_seconds is not None:
-                self._pace.hold(wait)
+                self._pace.hold(min(outcome.retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS))
             if not self._reached and not self._warned:
                 self._warned = True
                 logger.warning("%s cannot be reached, trying again: %s", self.url, outcome.text)
@@ -177,22 +187,24 @@ class EndpointClient:
         except self._openai.APIConnectionError as error:
             return Failure("connection", self._clean(_cause(error)), retry=True)
         self._reached = True
-        body = raw.http_response.content.replace(self._key.encode() or b"\0", b"***")
+        body = raw.http_response.content
         usage.responses[raw.http_response.status_code] += 1
         try:
-            reply = read_reply(body)
+            reply = read_reply(body, self._clean)
         except MalformedReply as error:
-            return self._unreadable(body, self._clean(str(error)))
-        self._replied = True
+            return self._unreadable(body, str(error))
         usage.prompt_tokens += reply.prompt_tokens
         usage.completion_tokens += reply.completion_tokens
+        if reply.kind in PASSING:
+            return Failure(reply.kind, reply.completion.error.removeprefix(f"{reply.kind}: "), retry=True)
+        self._replied = True
         return reply
 
     def _unreadable(self, body: bytes, message: str) -> Failure:
         if not is_html(body):
             return Failure("malformed", message, retry=True)
         self._pages += 1
-        message = f"expected JSON from {self.url}, got an HTML page: {excerpt(body)}"
+        message = f"expected JSON from {self.url}, got an HTML page: {excerpt(body, self._clean)}"
         if self._pages >= HTML_REPLIES and not self._replied:
             raise GiveUp(f"{message}. base_url usually ends in /v1; check it, and that no login page stands before it")
         return Failure("html", message, retry=True)
@@ -209,14 +221,23 @@ class EndpointClient:
                 )
         elif failure.kind == "bad_request" or (self._again and failure.kind != "connection"):
             return  # of this prompt: others were answered
-        self._in_a_row += 1
         self._row[failure.kind] += 1
-        if self._in_a_row >= self._limits.give_up_after:
-            kinds = ", ".join(f"{kind} x {count}" for kind, count in self._row.most_common())
-            raise GiveUp(
-                f"{self.url}: {self._in_a_row} requests in a row failed ({kinds}), the last one with {failure.text}. "
-                f"{self._advice(failure)}"
-            )
+        if self._row.total() >= self._limits.give_up_after:
+            raise GiveUp(f"{self.url}: {self._row.total()} requests in a row failed {self._told(self._row, failure)}")
+
+    def _check_some_answered(self, outcomes: Sequence[Outcome]) -> None:
+        """Stops the call if all of it failed and nothing was ever answered: more of the same would fail too."""
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        if self._replied or not failures or len(failures) < len(outcomes):
+            return
+        if [failure.kind for failure in failures] == ["bad_request"]:
+            return  # perhaps of this prompt
+        kinds = Counter(failure.kind for failure in failures)
+        raise GiveUp(f"{self.url}: all {len(failures)} requests failed {self._told(kinds, failures[-1])}")
+
+    def _told(self, kinds: Counter[str], last: Failure) -> str:
+        counts = ", ".join(f"{kind} x {count}" for kind, count in kinds.most_common())
+        return f"({counts}), the last one with {last.text}. {self._advice(last)}"
 
     def _advice(self, failure: Failure) -> str:
         if failure.kind == "access":
@@ -225,10 +246,14 @@ class EndpointClient:
             return "The account has nothing left; pay it or use another key"
         if failure.kind == "bad_request":
             return "Check sampling, token_parameter, send_seed and extra_body: endpoints refuse fields they do not know"
+        if failure.kind == "html":
+            return "A login page or a proxy's stands before the endpoint: log in again, or ask it without the proxy"
         return "Run again later, or raise give_up_after, max_attempts or timeout_seconds"
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        for written in (self._key, self._key.replace("/", "\\/")):  # the second as some servers write JSON
+            text = text.replace(written, "***") if written else text
+        return text
 
 
 def _after(failure: Failure, attempts: int) -> Failure:

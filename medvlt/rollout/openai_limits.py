@@ -22,24 +22,28 @@ class Limits:
     """Bounds on the requests of one process.
 
     Attributes:
-        concurrency: Requests under way at a time, waiting ones included.
-        requests_per_minute: Attempts that may begin in a minute, evenly spaced; None sets no bound.
-        max_attempts: Of one request, in one pass.
+        concurrency: Requests under way at a time, waiting ones included, in [1, 1000].
+        requests_per_minute: Attempts that may begin in a minute, evenly spaced; null sets no bound.
+        max_attempts: Of one request in one pass, the first included.
         retry_passes: How often the requests of a call that failed are asked again after all others.
         retry_wait_seconds: Wait before the second attempt; it doubles with each further one, up to a minute.
         timeout_seconds: Longest time from the beginning of an attempt to the last byte of its reply.
         connect_timeout_seconds: Longest time to connect.
-        give_up_after: Requests that fail in a row before the call is given up.
+        give_up_after: Requests failing in a row, for good, after which the others are not asked; the row goes on from
+            call to call and ends with an answer.
+
+    Raises:
+        ConfigurationError: If one is out of range.
     """
 
-    concurrency: int
-    requests_per_minute: float | None
-    max_attempts: int
-    retry_passes: int
-    retry_wait_seconds: float
-    timeout_seconds: float
-    connect_timeout_seconds: float
-    give_up_after: int
+    concurrency: int = 32
+    requests_per_minute: float | None = None
+    max_attempts: int = 6
+    retry_passes: int = 1
+    retry_wait_seconds: float = 1.0
+    timeout_seconds: float = 600.0
+    connect_timeout_seconds: float = 10.0
+    give_up_after: int = 32
 
     def __post_init__(self) -> None:
         for name, valid, rule in (

@@ -210,7 +210,8 @@ def _text(message: Mapping[str, Any], *, cut: bool, clean: Callable[[str], str])
     reasoning = message.get("reasoning_content") or message.get("reasoning") or thoughts
     details = message.get("reasoning_details")  # OpenRouter's
     if not reasoning and isinstance(details, list):
-        reasoning = _parts(details, clean)[1]
+        known = [part for part in details if isinstance(part, dict) and str(part.get("type")) in REASONING_PARTS]
+        reasoning = _parts(known, clean)[1]
     if isinstance(reasoning, str) and reasoning and not text.lstrip().startswith("<think>"):
         text = f"<think>{reasoning}" if cut and not text else f"<think>{reasoning}</think>\n{text}"
     return text.encode(errors="replace").decode()  # JSON can hold halves of characters, which no file takes
@@ -220,14 +221,14 @@ def _parts(parts: list[Any], clean: Callable[[str], str]) -> tuple[str, str]:
     """Returns the text and the reasoning in a list of parts."""
     text, reasoning = "", ""
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = str(part.get("type")) if isinstance(part, dict) else ""
         if kind in TEXT_PARTS and isinstance(found := part.get(TEXT_PARTS[kind]), str):
             text += found
         elif kind in REASONING_PARTS:
             name = REASONING_PARTS[kind]
             found = part.get(name) if name else None
             if isinstance(found, list):  # Mistral's have parts of their own
-                found = _parts(found, clean)[0]
+                found = "".join(str(inner.get("text") or "") for inner in found if isinstance(inner, dict))
             reasoning += found if isinstance(found, str) else ""
         else:
             raise MalformedReply(f"expected parts of text or reasoning, got {_shown(part, clean)}")

@@ -168,7 +168,7 @@ def _content(picture: ImageSource) -> tuple[str | bytes, ...]:
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns "field: value here, value there" for every field that two identities do not share; dots join names."""
-    old, new = ({name: _shown(value) for name, value in _flat(values)} for values in (stored, now))
+    old, new = ({name: _shown(value) for name, value in flat(values)} for values in (stored, now))
     return [
         f"{name}: {_cut(old.get(name, 'nothing'))} in the store, {_cut(new.get(name, 'nothing'))} now"
         for name in sorted(old.keys() | new.keys())
@@ -176,10 +176,11 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every value of nested mappings with its name; dots join names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

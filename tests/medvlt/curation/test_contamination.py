@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import time
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rapidfuzz.fuzz
 import yaml
 from PIL import Image
 
@@ -85,17 +90,17 @@ def test_every_kind_is_found_and_nothing_else(train: list[Sample], evaluation: d
         ("t1", "texts", "e1", "exact_text"),
         ("t2", "texts", "e0", "near_text"),
         ("p0", "films", "f0", "same_wording"),
-        ("p1", "films", "f2", "same_picture_bytes"),  # the question most like it of the two about that picture
+        ("p1", "films", "f2", "same_picture_pixels"),  # the question most like it of the two about that picture
         ("p1", "films", "f2", "same_wording"),
         ("p2", "films", "f3", "near_picture"),
     ]
     assert found.matched() == {
-        "t0": "exact_text", "t1": "exact_text", "t2": "near_text", "p1": "same_picture_bytes", "p2": "near_picture",
+        "t0": "exact_text", "t1": "exact_text", "t2": "near_text", "p1": "same_picture_pixels", "p2": "near_picture",
     }  # fmt: skip
     assert found.rows() == [
         ("texts", "exact_text", 2, 2),
         ("texts", "near_text", 1, 1),
-        ("films", "same_picture_bytes", 1, 2),
+        ("films", "same_picture_pixels", 1, 2),
         ("films", "near_picture", 1, 1),
         ("films", "same_wording", 2, 2),
     ]
@@ -105,7 +110,7 @@ def test_every_kind_is_found_and_nothing_else(train: list[Sample], evaluation: d
 
 def test_kinds_are_counted_by_their_order(train: list[Sample], evaluation: dict[str, list[Sample]]) -> None:
     found = find_contamination(SampleSet(train), sets(evaluation))
-    assert found.matched(["same_wording", "same_picture_bytes"]) == {"p0": "same_wording", "p1": "same_wording"}
+    assert found.matched(["same_wording", "same_picture_pixels"]) == {"p0": "same_wording", "p1": "same_wording"}
     assert found.matched([]) == {}
 
 
@@ -126,6 +131,111 @@ def test_questions_of_equal_text_are_all_found(train: list[Sample]) -> None:
         ("r1", 29, 20),
     ]
     assert found.rows() == [("e", "exact_text", 2, 30)]
+
+
+def planted(text: str, picture: Path | None, side: str, count: int) -> SampleSet:
+    images = () if picture is None else (picture,)
+    return SampleSet([ask(f"{side}{number}", text, *images) for number in range(count)])
+
+
+@pytest.mark.parametrize("pictured", [False, True])
+def test_thousands_of_equal_questions_need_little_memory_and_time(tmp_path: Path, pictured: bool) -> None:
+    path = tmp_path / "picture.png"
+    noise(0).save(path)
+    train, shelf = (planted(STEMS[0], path if pictured else None, side, 3_000) for side in "te")
+    calls: list[int] = []
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.MonkeyPatch.context() as patch:
+        ratio = rapidfuzz.fuzz.ratio
+        patch.setattr(rapidfuzz.fuzz, "ratio", lambda *texts: calls.append(1) or ratio(*texts))
+        found = find_contamination(train, {"e": shelf})
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    kinds = ["same_picture_bytes", "same_wording"] if pictured else ["exact_text"]
+    assert found.rows() == [("e", kind, 3_000, 3_000) for kind in kinds]
+    assert {(pair.evaluation_uid, pair.others, len(pair.other_uids)) for pair in found.pairs} == {("e0", 2_999, 20)}
+    assert len(calls) == pictured  # one pair of different texts
+    assert peak < 50e6
+    assert seconds < 10
+
+
+def test_a_template_filled_in_many_times_needs_little_memory() -> None:
+    train, shelf = (
+        SampleSet([ask(f"{side}{n}", f"Clearance at a weight of {start + n} kg?") for n in range(100)])
+        for side, start in (("t", 0), ("e", 1000))
+    )
+    find_contamination(train, {"e": shelf})
+    tracemalloc.start()
+    found = find_contamination(train, {"e": shelf})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.rows() == [("e", "same_but_numbers", 100, 100)]
+    assert found.matched() == {}
+    assert peak < 1.5e6  # 10,000 matches that are kept need 3 MB
+
+
+def test_matches_are_those_of_a_plain_loop_over_all_pairs(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        noise(number).save(path)
+    rng = random.Random(0)
+
+    def side(name: str, count: int) -> list[Sample]:
+        return [
+            ask(f"{name}{number}", rng.choice(STEMS), *rng.sample(paths, rng.choice((0, 0, 1, 2))))
+            for number in range(count)
+        ]
+
+    train, shelf = side("t", 40), side("e", 60)
+    expected: dict[tuple[str, str], list[str]] = {}
+    for one, other in itertools.product(train, shelf):
+        if one.question == other.question:
+            kind = "same_wording" if one.images or other.images else "exact_text"
+            expected.setdefault((one.uid, kind), []).append(other.uid)
+        if set(one.images) & set(other.images):
+            expected.setdefault((one.uid, "same_picture_bytes"), []).append(other.uid)
+    found = find_contamination(SampleSet(train), {"e": SampleSet(shelf)})
+    assert {(p.train_uid, p.kind): {p.evaluation_uid, *p.other_uids} for p in found.pairs if p.others <= 20} == {
+        key: set(uids) for key, uids in expected.items() if len(uids) <= 21
+    }
+    assert {(p.train_uid, p.kind): 1 + p.others for p in found.pairs} == {k: len(v) for k, v in expected.items()}
+    for pair in found.pairs:  # the one worded most alike comes first
+        if pair.kind == "same_picture_bytes":
+            question = train[int(pair.train_uid[1:])].question
+            wording = {o.question == question for o in shelf if o.uid in expected[pair.train_uid, pair.kind]}
+            assert (pair.scores["wording"] == 1) == (True in wording)
+
+
+def test_questions_that_differ_in_their_numbers_alone_are_reported_and_kept(tmp_path: Path) -> None:
+    train = [
+        ask("changed", "Normal GFR is 125?", answer="true"),
+        ask("spelled", "What becomes of five ligaments?"),
+        ask("other", STEMS[3]),
+    ]
+    shelf = [ask("e0", "Normal GFR is 90", answer="false"), ask("e1", "What becomes of 5 ligaments?")]
+    found = find_contamination(SampleSet(train), {"e": SampleSet(shelf)})
+    assert [(pair.train_uid, pair.kind) for pair in found.pairs] == [
+        ("changed", "same_but_numbers"),
+        ("spelled", "near_text"),
+    ]
+    assert (found.pairs[0].train_answer, found.pairs[0].evaluation_answer) == ("true", "false")
+    decontaminate(Given(train), {"e": Given(shelf)}, tmp_path / "report.md", tmp_path / "clean")
+    assert {s.dataset_index for s in SavedDataset(path=tmp_path / "clean").load()} == {"changed", "other"}
+    report = (tmp_path / "report.md").read_text()
+    assert "### e, same_but_numbers" in report
+    assert "training: Normal GFR is 125? Right: true" in report
+    assert "evaluation: Normal GFR is 90 Right: false" in report
+
+
+def test_card_of_the_cleaned_set_tells_of_unreadable_pictures(tmp_path: Path) -> None:
+    noise(0).save(tmp_path / "whole.png")
+    cut = (tmp_path / "whole.png").read_bytes()[:500]  # its size can be read
+    train = [ask("a", STEMS[0]), ask("b", "What is it?", cut)]
+    shelf = [ask("c", "Where?", noise(0)), ask("d", "Where?", tmp_path / "gone.png")]
+    decontaminate(Given(train), {"e": Given(shelf)}, tmp_path / "r.md", tmp_path / "clean")
+    card = (tmp_path / "clean" / "README.md").read_text()
+    assert "could not be read, and so were not compared: 1 of the training set, 1 of the evaluation sets" in card
 
 
 def test_texts_without_words_and_unreadable_pictures_are_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +277,9 @@ def test_marks_of_markdown_in_a_question_are_text(tmp_path: Path) -> None:
     question = "What do <b>stars</b> | *mean* in\n# this `long` line about nothing?"
     decontaminate(Given([ask("a", question)]), {"e": Given([ask("b", question)])}, tmp_path / "report.md")
     line = next(x for x in (tmp_path / "report.md").read_text().splitlines() if "training: " in x)
-    assert line == r"  - training: What do \<b\>stars\</b\> \| \*mean\* in \# this \`long\` line about nothing?"
+    assert (
+        line == r"  - training: What do \<b\>stars\</b\> \| \*mean\* in \# this \`long\` line about nothing? Right: yes"
+    )
 
 
 @pytest.mark.parametrize(

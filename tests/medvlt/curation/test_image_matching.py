@@ -94,12 +94,33 @@ def test_kinds_are_told_apart(drawings: list[Image.Image], tmp_path: Path) -> No
     assert [match.agreement for match in matches[:2]] == [1.0, 1.0]
 
 
+def test_pictures_without_a_file_are_the_same_by_their_pixels(drawings: list[Image.Image], tmp_path: Path) -> None:
+    drawings[0].save(tmp_path / "a.png")
+    filed = Picture.of((tmp_path / "a.png").read_bytes(), open_image(tmp_path / "a.png"))
+    bare = pictures(drawings[:1])[0]
+    assert bare.md5 is None
+    for one, other in ((bare, bare), (bare, filed), (filed, bare)):
+        assert [match.kind for match in PictureIndex([one]).find([other])] == ["same_picture_pixels"]
+
+
+def test_hashing_in_chunks_changes_nothing(drawings: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    squares = image_matching._stack(pictures(drawings))
+    whole = image_matching._window_hashes(squares)
+    monkeypatch.setattr(image_matching, "_HASHED", 3)
+    assert torch.allclose(image_matching._window_hashes(squares), whole, atol=1e-5)
+
+
+def test_an_index_holds_as_much_as_it_says(index: PictureIndex) -> None:
+    held = sum(tensor.nbytes for tensor in (index._squares, index._hashes)) / len(index)
+    assert held == pytest.approx(28_000, rel=0.02)
+
+
 def test_pictures_of_one_grey_match_by_pixels_only() -> None:
     blank = [Image.new("RGB", (64, 64), grey) for grey in ("black", "white")]
     matches = PictureIndex(pictures(blank)).find(pictures([*blank, Image.new("RGB", (65, 64), "black")]))
     assert [(match.train, match.evaluation, match.kind) for match in matches] == [
-        (0, 0, "same_picture_bytes"),
-        (1, 1, "same_picture_bytes"),
+        (0, 0, "same_picture_pixels"),
+        (1, 1, "same_picture_pixels"),
     ]
 
 

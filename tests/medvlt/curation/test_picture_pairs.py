@@ -42,6 +42,18 @@ def test_questions_are_gathered_by_picture_however_it_is_given(files: list[Path]
     assert [(match.train, match.evaluation, match.kind) for match in matches] == [(0, 0, "same_picture_pixels")]
 
 
+def test_a_copied_file_is_read_once(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files[0].read_bytes())
+    read: list[Path] = []
+    encoded = picture_pairs._encoded
+    monkeypatch.setattr(picture_pairs, "_encoded", lambda image: read.append(image) or encoded(image))
+    train = [(number, ask(str(number), path)) for number, path in enumerate([files[0], copy, copy, copy, files[0]])]
+    ours, _, _ = match_pictures(train, [("x", ask("x", noise(1)))])
+    assert ours.questions == [[0, 1, 2, 3, 4]]
+    assert [path for path in read if isinstance(path, Path)] == [files[0], copy]
+
+
 def test_unreadable_pictures_are_listed_and_the_rest_is_compared(files: list[Path], tmp_path: Path) -> None:
     damaged = files[1].read_bytes()[:200]
     train = [(0, ask("a", damaged)), (1, ask("b", tmp_path / "gone.png", files[2]))]

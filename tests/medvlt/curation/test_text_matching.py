@@ -4,13 +4,15 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvlt.curation import text_matching
-from medvlt.curation.text_matching import TextRule, mask_numbers, match_texts, words
+from medvlt.curation.text_matching import NUMBER, TextRule, mask_numbers, match_texts, number_values, words
 from medvlt.errors import ConfigurationError, MissingExtraError
 
 VIGNETTE = (
@@ -54,6 +56,75 @@ def matched(train: list[str], evaluation: list[str], rule: TextRule | None = Non
 )
 def test_numbers_in_digits_and_in_words_are_one_word(text: str, masked: str) -> None:
     assert " ".join(mask_numbers(words(text))) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("one hundred and twenty-five", [125]),
+        ("two thousand and six", [2006]),
+        ("three hundred thousand four hundred", [300_400]),
+        ("1.5 million or 1,500,000", [1_500_000, 1_500_000]),
+        ("37,5 and 37.50 and 05", [5, 37.5, 37.5]),
+        ("125/87, 1:10, 2020.11.22", [1, 10, 11, 22, 87, 125, 2020]),
+        ("five six twenty twenty zero", [0, 5, 6, 20, 20]),
+        ("five and six", [5, 6]),
+        ("a hundred of 7", [7, 100]),
+        ("none", []),
+        ("9" * 5000 + " hundred five", None),
+    ],
+)
+def test_values_of_numbers(text: str, values: list[float] | None) -> None:
+    found = sorted(map(float, number_values(words(text)).elements())) if values is not None else None
+    assert found == values
+    assert number_values(words(text)) == number_values(words(text.upper()))
+
+
+@given(st.lists(st.integers(0, 999_999), max_size=5))
+def test_numbers_in_words_have_the_value_of_those_in_digits(numbers: list[int]) -> None:
+    def below_thousand(number: int) -> str:
+        hundreds, rest = divmod(number, 100)
+        ones = text_matching._ONES
+        last = (
+            ones[rest]
+            if rest < 20
+            else text_matching._TENS[rest // 10 - 2] + (f"-{ones[rest % 10]}" if rest % 10 else "")
+        )
+        return f"{ones[hundreds]} hundred" + (f" and {last}" if rest else "") if hundreds else last
+
+    def spelled(number: int) -> str:
+        thousands, rest = divmod(number, 1000)
+        parts = [f"{below_thousand(thousands)} thousand"] if thousands else []
+        return " ".join([*parts, below_thousand(rest)] if rest or not thousands else parts)
+
+    text = " of ".join(map(spelled, numbers))
+    assert number_values(words(text)) == Counter(map(Decimal, numbers))
+    assert mask_numbers(words(text)) == mask_numbers(words(" of ".join(map(str, numbers))))
+
+
+@given(st.text())
+def test_every_text_has_its_numbers(text: str) -> None:
+    assert bool(number_values(words(text))) == (NUMBER in mask_numbers(words(text)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "numbers_only"),
+    [
+        ("Normal GFR is 125?", "Normal GFR is 90", True),
+        ("Normal GFR is 125?", "normal gfr is one hundred and twenty-five", False),
+        ("Dose of 0.5 g of drugX in kidney failure", "Dose of 0,50 g of drugX in kidney failure", False),
+        ("Clearance at 70 kg, creatinine of 1.2?", "Clearance at 70 kg, creatinine of 1.4?", True),
+        ("Clearance at 70 kg, creatinine of 1.2?", "At 70 kg, creatinine of 1.4, clearence?", True),
+        ("7. Normal GFR in pregnancy is 125?", "Normal GFR in pregnancy is 125?", False),  # nothing contradicts
+        ("At 37.5 degrees, 1,300 leukocytes and 125/87?", "AT 37 5 DEGREES 1 300 LEUKOCYTES AND 125/87", False),
+        ("Dose of 1.25 g in kidney failure", "Dose of 12.5 g in kidney failure", True),
+        (VIGNETTE, VIGNETTE.replace("60", "61").replace("painless", "firm"), False),
+        (VIGNETTE, VIGNETTE, False),
+    ],
+)
+def test_texts_with_the_same_words_and_other_numbers_are_told_apart(one: str, other: str, numbers_only: bool) -> None:
+    for train, evaluation in ((one, other), (other, one)):
+        assert [m.numbers_only for m in match_texts([train], [evaluation, *SHORT[:3]])] == [numbers_only]
 
 
 @given(st.text())

@@ -181,15 +181,17 @@ def no_openai_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def build(faulty: FaultyServer, no_openai_settings: None) -> Iterator[Callable[..., OpenAIEngine]]:
-    """Returns a started engine that asks the endpoint with faults, and waits for little."""
+    """Returns a started engine that asks the endpoint with faults, and waits for little; limits are settings too."""
     from medvlt.data.encoder import PromptEncoder
     from medvlt.rollout.openai import OpenAIEngine
+    from medvlt.rollout.openai_limits import Limits
 
     built: list[OpenAIEngine] = []
 
     def make(**settings: Any) -> OpenAIEngine:
-        quick = {"base_url": faulty.url, "retry_wait_seconds": 0.01, "timeout_seconds": 20.0}
-        engine = OpenAIEngine("m", **{**quick, **settings})
+        quick = {"base_url": faulty.url, "retry_wait_seconds": 0.01, "timeout_seconds": 20.0, **settings}
+        limits = {name: quick.pop(name) for name in Limits.__dataclass_fields__ if name in quick}
+        engine = OpenAIEngine("m", limits=Limits(**limits), **quick)
         built.append(engine)
         engine.start(PromptEncoder(template="clean"), None)
         return engine

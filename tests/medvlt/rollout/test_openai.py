@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from medvlt.data.encoder import PromptEncoder
 from medvlt.errors import ConfigurationError, EngineError
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.openai import OpenAIEngine
+from medvlt.rollout.openai_limits import Limits
+from medvlt.rollout.openai_requests import request_messages
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
 if TYPE_CHECKING:
@@ -91,8 +94,26 @@ class TestSampling:
         assert faulty.requests == []
 
     def test_concurrency_is_reached_and_kept(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "slow" if len(faulty.requests) <= 5 else ""
         answer(build(concurrency=5), 60)
-        assert 2 <= faulty.together <= 5
+        assert faulty.together == 5
+
+    def test_the_times_and_no_retries_reach_the_client(
+        self, build: Callable[..., OpenAIEngine], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The retries are the engine's own, and the client's default is ten minutes."""
+        import openai
+
+        seen: dict[str, Any] = {}
+        client = openai.AsyncOpenAI
+
+        def record(**settings: Any) -> openai.AsyncOpenAI:
+            seen.update(settings)
+            return client(**settings)
+
+        monkeypatch.setattr(openai, "AsyncOpenAI", record)
+        build(timeout_seconds=7.0, connect_timeout_seconds=3.5)
+        assert (seen["timeout"].read, seen["timeout"].connect, seen["max_retries"]) == (7.0, 3.5, 0)
 
     def test_the_rate_is_kept(self, build: Callable[..., OpenAIEngine]) -> None:
         began = time.monotonic()
@@ -114,8 +135,28 @@ class TestSampling:
         assert engine.usage.prompts_refused == 2
         assert len(faulty.requests) == 8
 
-    def test_more_questions_than_prompts_are_kept(self, build: Callable[..., OpenAIEngine]) -> None:
-        assert len(texts(answer(build(concurrency=2), 12, SamplingParams(n=2)))) == 12
+    def test_prompts_of_ended_questions_are_let_go(
+        self, build: Callable[..., OpenAIEngine], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They hold the pictures: of a call with a hundred thousand, all would be in memory."""
+        from medvlt.rollout import openai
+
+        class Messages(list[dict[str, Any]]):
+            """A list that can be referred to weakly."""
+
+        made: list[weakref.ref[Messages]] = []
+        held: list[int] = []
+
+        def messages(encoder: PromptEncoder, sample: Sample) -> Messages:
+            new = Messages(request_messages(encoder, sample))
+            made.append(weakref.ref(new))
+            held.append(sum(one() is not None for one in made))
+            return new
+
+        monkeypatch.setattr(openai, "request_messages", messages)
+        assert len(texts(answer(build(concurrency=2), 30, SamplingParams(n=2)))) == 30
+        assert len(made) == 30  # once per question, not per completion
+        assert max(held) <= 8
 
     def test_tokens_and_cost_are_counted_and_told(
         self,
@@ -129,7 +170,9 @@ class TestSampling:
             engine.close()
         assert group.completions[0].length == 7
         assert (engine.usage.prompt_tokens, engine.usage.completion_tokens) == (22, 14)
-        for told in (caplog.text, capsys.readouterr().err):  # of the call, and in all
+        printed = capsys.readouterr().err
+        assert "in this process: 2 requests" in printed  # not those of a run that was killed
+        for told in (caplog.text, printed):  # of the call, and in all
             assert "2 requests: 2 answered" in told
             assert "cost 36.00" in told
 
@@ -163,7 +206,10 @@ class TestLife:
         assert one["model"] == "m"
         assert "sk-secret" not in repr(one)
         assert (
-            one == OpenAIEngine("m", "http://a/v1", concurrency=2, extra_body={"reasoning_effort": "high"}).identity()
+            one
+            == OpenAIEngine(
+                "m", "http://a/v1", limits=Limits(concurrency=2), extra_body={"reasoning_effort": "high"}
+            ).identity()
         )
         moved = OpenAIEngine("m", "http://b/v1", extra_body={"reasoning_effort": "high"})
         assert moved.identity() == one  # a server that is started again elsewhere
@@ -174,7 +220,12 @@ class TestLife:
         ]
         assert all(other.identity() != one for other in others)
 
-    @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "/v1"])
+    @pytest.mark.parametrize(
+        "url",
+        ["localhost:8000/v1", "ftp://host/v1", "http://", "/v1", "", "http://[::1/v1", "http://host:99999/v1",
+         "http://host:0/v1", "http://host:port/v1", "http://ho st/v1", " http://host/v1", "http://host/v1\n",
+         "http://ho\tst/v1", "http://\u2603../v1"],
+    )  # fmt: skip
     def test_bad_addresses_are_refused(self, url: str) -> None:
         with pytest.raises(ConfigurationError, match="base_url must begin with http"):
             OpenAIEngine("m", url)
@@ -214,6 +265,16 @@ class TestKey:
                 OpenAIEngine("m").start(ENCODER, None)
             assert self.KEY not in str(caught.value)
             monkeypatch.delenv(name)
+
+    @pytest.mark.parametrize("key", ["EMPTY", "a"])
+    def test_what_stands_for_a_key_is_kept_in_replies(
+        self, key: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Servers that ask for no key are given such words; they are no secret, and words of medicine."""
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        said = "<think> EMPTY bladder </think>\n<answer> A </answer>"
+        faulty.fault = lambda body, attempt: {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+        assert texts(answer(build())) == [[said]]
 
     def test_it_is_shown_nowhere_whatever_happens(
         self,

@@ -79,6 +79,37 @@ class TestFaults:
         assert len(came) == 6
         assert all(later - came[0] >= 1 for later in came[2:])  # also those that were not turned away themselves
 
+    def test_a_request_waits_for_its_own_next_attempt_alone(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        """The endpoint asks for 20 ms; what this request waits beyond that is no affair of the others."""
+        came: list[float] = []
+
+        def fault(body: dict[str, Any], attempt: int) -> str:
+            came.append(time.monotonic())
+            return "429" if len(came) == 1 else ""
+
+        faulty.fault = fault
+        answer(build(concurrency=2, retry_wait_seconds=2.0), 12)
+        assert came[-1] - came[0] >= 1
+        assert came[-2] - came[0] < 1
+
+    @pytest.mark.parametrize("reason", ["insufficient_system_resource", "error"])
+    def test_a_reply_that_the_endpoint_could_not_end_is_tried_again(
+        self, reason: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        choice = {"message": {"content": "Half"}, "finish_reason": reason}
+        half = {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+        faulty.fault = lambda body, attempt: half if attempt <= 2 else ""
+        engine = build()
+        assert answer(engine)[0].completions[0].finish_reason == "stop"
+        assert (engine.usage.attempts, engine.usage.answered) == (3, 1)
+        assert engine.usage.prompt_tokens == 3 + 3 + 11  # all are billed
+        faulty.fault = lambda body, attempt: half
+        completion = answer(engine)[0].completions[0]
+        assert (completion.finish_reason, completion.error.split(":")[0]) == ("error", reason)
+        assert engine.usage.failed == {reason: 1}
+
     @pytest.mark.parametrize(
         ("fault", "kind"), [("500", "server_error"), ("no choices", "malformed"), ("429", "rate_limit")]
     )
@@ -178,6 +209,66 @@ class TestGivingUp:
         with pytest.raises(EngineError, match=r"10 requests in a row failed \(bad_request x 10\).*Check sampling"):
             answer(build(give_up_after=10, concurrency=4), 100)
         assert len(faulty.requests) <= 14
+
+    def test_a_row_of_failures_goes_on_from_call_to_call(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        """Or small batches would go on for days, each with nothing but failures."""
+        engine = build(give_up_after=7, max_attempts=1, retry_passes=0)
+        answer(engine, 2)
+        faulty.fault = lambda body, attempt: "500"
+        for _ in range(3):
+            answer(engine, 2)
+        with pytest.raises(EngineError, match=r"7 requests in a row failed \(server_error x 7\)"):
+            answer(engine, 2)
+
+    def test_an_answer_ends_the_row(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        faulty.fault = lambda body, attempt: "500" if "number 1?" in body["messages"][0]["content"] else ""
+        engine = build(give_up_after=3, concurrency=1, max_attempts=1)
+        for _ in range(6):
+            answer(engine, 3)
+        assert engine.usage.answered == 12
+
+    def test_filtered_replies_do_not_end_the_row_nor_count_as_answers(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        filtered = {"choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]}
+        faulty.fault = lambda body, attempt: "500" if len(faulty.requests) % 2 else filtered
+        with pytest.raises(EngineError, match=r"5 requests in a row failed \(server_error x 5\)"):
+            answer(build(give_up_after=5, concurrency=1, max_attempts=1), 30)
+
+    def test_nothing_but_filtered_replies_does_not_stop_the_run(
+        self, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: {
+            "choices": [{"message": {"content": "x"}, "finish_reason": "content_filter"}]
+        }
+        engine = build(give_up_after=2)
+        answer(engine, 6)
+        assert engine.usage.failed == {"content_filter": 6}
+
+    @pytest.mark.parametrize("fault", ["400", "500", "empty"])
+    def test_a_first_call_without_any_answer_stops_the_run(
+        self, fault: str, build: Callable[..., OpenAIEngine], faulty: FaultyServer
+    ) -> None:
+        faulty.fault = lambda body, attempt: fault
+        engine = build(max_attempts=2)
+        with pytest.raises(
+            EngineError, match=r"all 3 requests failed \(\w+ x 3\), the last one with .*(Check|Run again)"
+        ):
+            answer(engine, 3)
+        faulty.fault = lambda body, attempt: ""
+        answer(engine, 3)
+        faulty.fault = lambda body, attempt: fault
+        groups = answer(engine, 3)  # once it has answered, a few failures are no reason
+        assert all(group.completions[0].finish_reason == "error" for group in groups)
+
+    def test_a_login_page_in_mid_run_is_named(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
+        engine = build(give_up_after=4, max_attempts=1)
+        answer(engine, 2)
+        faulty.fault = lambda body, attempt: "html"
+        with pytest.raises(EngineError, match=r"html x 4\), the last one with html: .*A login page .*log in again"):
+            answer(engine, 9)
 
     def test_what_was_answered_before_is_kept(self, build: Callable[..., OpenAIEngine], faulty: FaultyServer) -> None:
         faulty.fault = lambda body, attempt: "500" if len(faulty.requests) > 20 else ""

@@ -72,6 +72,40 @@ def test_attempts_are_evenly_spaced() -> None:
     assert begun[-1] - begun[0] >= 10 * 0.02 - 0.005
 
 
+def test_a_hold_stops_also_those_that_wait_for_their_turn() -> None:
+    """They had their place in the row before the endpoint asked to wait; afterwards they are spaced as before."""
+
+    async def run() -> tuple[list[float], float]:
+        pace, begun = Pace(requests_per_minute=600), []
+
+        async def one() -> None:
+            await pace.turn()
+            begun.append(time.monotonic())
+
+        tasks = [asyncio.ensure_future(one()) for _ in range(4)]
+        await asyncio.sleep(0.02)  # the first has begun, the second would at 0.1
+        held = time.monotonic()
+        pace.hold(0.2)
+        await asyncio.gather(*tasks)
+        return begun, held
+
+    begun, held = asyncio.run(run())
+    assert begun[0] <= held
+    assert all(moment - held >= 0.2 + 0.1 * place for place, moment in enumerate(begun[1:]))
+
+
+def test_a_request_that_is_cancelled_in_the_row_does_not_stop_the_others() -> None:
+    async def run() -> None:
+        pace = Pace(requests_per_minute=3000)
+        tasks = [asyncio.ensure_future(pace.turn()) for _ in range(4)]
+        await asyncio.sleep(0.005)
+        tasks[1].cancel()
+        tasks[2].cancel()
+        await asyncio.wait_for(tasks[3], 5)
+
+    asyncio.run(run())
+
+
 def test_nothing_begins_while_the_endpoint_asks_to_wait() -> None:
     async def run() -> float:
         pace = Pace(None)

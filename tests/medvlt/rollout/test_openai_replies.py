@@ -57,9 +57,75 @@ def test_reasoning_that_was_cut_stays_open() -> None:
 
 def test_other_forms_of_the_text() -> None:
     assert text(content=None) == ""
-    assert text(content=None, refusal="I cannot.") == "I cannot."
+    assert text(content=None, refusal="I cannot.") == text(content="", refusal="I cannot.") == "I cannot."
     assert text(content="half a \ud83d character") == "half a ? character"
-    assert text(content=[{"type": "text", "text": "A"}, {"type": "text", "text": "B"}, {"type": "x"}]) == "AB"
+    assert text(content=[{"type": "text", "text": "A"}, {"type": "output_text", "text": "B"}]) == "AB"
+    assert text(content=[{"type": "refusal", "refusal": "I cannot."}]) == "I cannot."
+    assert text(content=[]) == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        5,
+        True,
+        {"text": "A"},
+        ["A"],
+        [None],
+        [{"text": "A"}],
+        [{"type": "text", "text": None}],
+        [{"type": "text", "text": "A"}, {"type": "image_url"}],
+        [{"type": []}],
+    ],
+)
+def test_a_content_of_another_form_is_malformed(content: Any) -> None:
+    """It would be a text that nobody wrote, or one without a part of it."""
+    with pytest.raises(MalformedReply, match=r"expected .*parts .*, got"):
+        text(content=content)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "thinking", "thinking": "Since."}, {"type": "text", "text": "B"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "Since."}]},
+                {"type": "text", "text": "B"},
+            ]
+        },
+        {"content": "B", "reasoning_details": [{"type": "reasoning.text", "text": "Since."}, {"type": "new"}, 5]},
+        {"content": "B", "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}], "reasoning": "Since."},
+        {"content": "B", "reasoning_details": [{"type": "reasoning.summary", "summary": "Since."}]},
+        {"content": "B", "reasoning_details": [{"type": "reasoning.text", "text": "Since."}], "reasoning": "Since."},
+    ],
+)
+def test_other_forms_of_the_reasoning(message: dict[str, Any]) -> None:
+    assert text(**message) == "<think>Since.</think>\nB"
+
+
+def test_a_text_that_speaks_of_think_blocks_keeps_its_reasoning() -> None:
+    assert text(content="In <think> tags.", reasoning="Since.") == "<think>Since.</think>\nIn <think> tags."
+    assert text(content="\n <think>x</think>B", reasoning="hidden") == "\n <think>x</think>B"
+
+
+def test_the_key_is_taken_out_of_what_is_shown_and_out_of_nothing_else() -> None:
+    def clean(said: str) -> str:
+        return said.replace("EMPTY", "***")
+
+    assert read_reply(body(content="EMPTY", reasoning="EMPTY"), clean).completion.text == "<think>EMPTY</think>\nEMPTY"
+    stopped = read_reply(body("is EMPTY"), clean)
+    assert (stopped.kind, stopped.completion.error[:8]) == ("is ***", "is ***: ")
+    for bad in (b"EMPTY", b'{"id": "EMPTY"}', body(5, content="EMPTY"), body(content=["EMPTY"]), b"x" * 78 + b"EMPTY"):
+        with pytest.raises(MalformedReply) as caught:
+            read_reply(bad, clean)
+        assert "EM" not in str(caught.value)
+    assert "EM" not in failed_status(500, b"x" * 78 + b"EMPTY", {}, clean).message
+
+
+def test_what_a_provider_says_of_its_failure_is_told() -> None:
+    reply = read_reply(body("error", content="Half", choice={"error": {"code": 502, "message": "overloaded"}}))
+    assert reply.completion.error == "error: 'overloaded'"
 
 
 @pytest.mark.parametrize(("ended", "expected"), [("stop", "stop"), ("length", "length"), ("max_tokens", "length")])
@@ -111,8 +177,8 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["choices", "message", "content", "finish_reason", "usage", "reasoning", "token_ids", "x"]),
-            inner,
+            st.sampled_from(["message", "content", "usage", "reasoning", "token_ids", "type", "text", "thinking", "x"]),
+            inner | st.sampled_from(["text", "thinking", "reasoning.summary"]),
             max_size=4,
         )
     ),
@@ -122,7 +188,7 @@ json_values = st.recursive(
 
 replies = st.builds(
     lambda message, usage: {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage},
-    st.dictionaries(st.sampled_from(["content", "reasoning", "refusal"]), json_values),
+    st.dictionaries(st.sampled_from(["content", "reasoning", "refusal", "reasoning_details"]), json_values),
     json_values,
 )
 

@@ -29,6 +29,7 @@ from medvlt.errors import EngineError
 from medvlt.models.loading import Backbone, load_backbone
 from medvlt.models.policy import Policy
 from medvlt.rollout.openai import OpenAIEngine
+from medvlt.rollout.openai_limits import Limits
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
@@ -127,7 +128,7 @@ def build(server: str, encoder: PromptEncoder) -> OpenAIEngine:
     rows = json.loads((Path(encoder.model) / "config.json").read_text())["text_config"]["vocab_size"]
     banned = {str(token): -100 for token in encoder.unsampled_token_ids(rows)}
     body = {"return_token_ids": True, "stop_token_ids": ends, "logit_bias": banned}
-    return OpenAIEngine("tiny", server, timeout_seconds=120, extra_body=body)
+    return OpenAIEngine("tiny", server, limits=Limits(timeout_seconds=120), extra_body=body)
 
 
 @pytest.fixture(scope="module")
