@@ -171,22 +171,9 @@ def generated() -> dict[str, Any]:
     }
 
 
-def real(folder: Path) -> dict[str, Any]:
-    files = {"medqa": ("text_mcq_medqa_train.jsonl", 15), "vqa_rad": ("vqa_rad_closed_yesno.jsonl", 45)}
-    return {
-        name: {"class_path": "Subset", "init_args": {
-            "source": {"class_path": "JSONLines", "init_args": {"path": str(folder / file)}}, "limit": limit,
-        }}
-        for name, (file, limit) in files.items()
-    }  # fmt: skip
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["generated", "real"])
-def test_killed_three_times_it_ends_as_if_undisturbed(
-    data: str, tiny_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    sources = generated() if data == "generated" else real(request.getfixturevalue("shared_data"))
+def test_killed_three_times_it_ends_as_if_undisturbed(tiny_folder: Path, tmp_path: Path) -> None:
+    sources = generated()
     undisturbed = Probe(tmp_path / "undisturbed", tiny_folder, sources)
     everything = undisturbed.finish(1)
     assert set(everything.values()) == {1}
