@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medvlt.curation.card import NOTICE
+from medvlt.curation.card import NOTICE, cell
 from medvlt.curation.contamination import Contamination, Kind, Pair
 from medvlt.data.files import replacing
 
@@ -72,13 +72,13 @@ def markdown(found: Contamination, drop: Iterable[Kind], rules: Mapping[str, Any
         "| evaluation set | match | training questions | evaluation questions | of |",
         "|---|---|---|---|---|",
         *(
-            f"| {_cell(name)} | {kind} | {ours:,} | {theirs:,} | {found.evaluation_questions[name]:,} |"
+            f"| {cell(name)} | {kind} | {ours:,} | {theirs:,} | {found.evaluation_questions[name]:,} |"
             for name, kind, ours, theirs in found.rows()
         ),
         "",
     ]
     if clean := [name for name in found.evaluation_questions if name not in {row[0] for row in found.rows()}]:
-        lines += [f"Nothing was found of: {', '.join(map(_cell, clean))}.", ""]
+        lines += [f"Nothing was found of: {', '.join(map(cell, clean))}.", ""]
     lines += ["## What was compared", ""]
     lines += [f"- {what}: {json.dumps(values)}" for what, values in rules.items() if values is not None]
     if found.train_pictures is None or found.evaluation_pictures is None:
@@ -89,7 +89,7 @@ def markdown(found: Contamination, drop: Iterable[Kind], rules: Mapping[str, Any
                 f"- Pictures of the {side} side: {looked.read:,} read, {looked.different:,} different, "
                 f"{len(looked.unreadable):,} unreadable and so not compared."
             )
-            lines += [f"  - {_cell(uid)}: {_cell(why)}" for uid, why in looked.unreadable[:_SHOWN]]
+            lines += [f"  - {cell(uid)}: {cell(why)}" for uid, why in looked.unreadable[:_SHOWN]]
     lines += [
         f"- Questions without a word, which cannot be found by text: {found.wordless:,}.",
         "- `same_wording`: alike in words, but about a picture; that says little unless the picture matches too.",
@@ -105,21 +105,14 @@ def markdown(found: Contamination, drop: Iterable[Kind], rules: Mapping[str, Any
     for pair in found.pairs:
         shown.setdefault((pair.evaluation_set, pair.kind), []).append(pair)
     for name, kind, *_ in found.rows():
-        lines += [f"### {_cell(name)}, {kind}", ""]
+        lines += [f"### {cell(name)}, {kind}", ""]
         for pair in shown[name, kind][:_SHOWN]:
             scores = ", ".join(f"{score} {value:.2f}" for score, value in pair.scores.items())
             more = f"; {pair.others:,} more in the set" if pair.others else ""
             lines += [
-                f"- {_cell(pair.train_uid)} and {_cell(pair.evaluation_uid)} ({scores}{more})",
-                f"  - training: {_cell(pair.train_text)} Right: {_cell(pair.train_answer)}",
-                f"  - evaluation: {_cell(pair.evaluation_text)} Right: {_cell(pair.evaluation_answer)}",
+                f"- {cell(pair.train_uid)} and {cell(pair.evaluation_uid)} ({scores}{more})",
+                f"  - training: {cell(pair.train_text, _LENGTH)} Right: {cell(pair.train_answer, _LENGTH)}",
+                f"  - evaluation: {cell(pair.evaluation_text, _LENGTH)} Right: {cell(pair.evaluation_answer, _LENGTH)}",
             ]
         lines.append("")
     return "\n".join([*lines, NOTICE, ""])
-
-
-def _cell(text: str) -> str:
-    """Returns a text on one line, shortened, with nothing that Markdown would take for a mark."""
-    line = " ".join(text.split())
-    line = line if len(line) <= _LENGTH else line[:_LENGTH] + " ..."
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in line)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medvlt.curation.card import fingerprint
 from medvlt.errors import DataError
+from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.rollout.store_identity import flat
 
 COUNTS = ("n", "strict", "robust", "format", "truncated", "errors", "mean_tokens")
@@ -111,6 +113,28 @@ def described(probe: Probe, columns: Mapping[str, Sequence[Any]]) -> Probe:
         questions=len(asked),
         fingerprint=fingerprint(asked),
     )
+
+
+def accepted_graders(what: str, graders: Iterable[str], accepted: str | None) -> str:
+    """Returns which versions of the grader made counts that are about to be used, joined by commas.
+
+    Args:
+        what: The counts in words, for the message.
+        graders: Version that graded each question.
+        accepted: An older version whose counts are good enough; None for none.
+
+    Raises:
+        DataError: If another version than the present or the accepted one is among them.
+    """
+    versions = Counter(graders)
+    if others := {version: number for version, number in versions.items() if version not in (GRADER_VERSION, accepted)}:
+        raise DataError(
+            f"{sum(others.values())} {what} were made by version {', '.join(map(repr, others))} "
+            f"of the grader, the present one is {GRADER_VERSION!r}; run the `medvlt "
+            "predict` that made them again: completions in its store are graded anew, not sampled; or set "
+            f"accept_grader_version={next(iter(others))}"
+        )
+    return ",".join(sorted(versions))
 
 
 def check_row(probe: Probe, uid: str, row: Mapping[str, Any]) -> None:

@@ -44,10 +44,10 @@ from medvlt.curation.marks import (
     repeats,
     wording,
 )
+from medvlt.curation.probe import accepted_graders
 from medvlt.data.samples import SampleSet, Source
 from medvlt.data.writers import encoded
 from medvlt.errors import ConfigurationError, DataError
-from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.types import ImageSource, Sample
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,14 @@ def quality(
     probes = [name for name in (blind_probe, *(strong_probes or [])) if name]
     rows = {} if ledger is None or not probes else _probe_rows(Ledger.read(ledger), probes)
     samples = source.load()
-    graders = {name: _graded_by(name, found, samples.uids, accept_grader_version) for name, found in rows.items()}
+    graders = {
+        name: accepted_graders(
+            f"counts of probe {name!r} in {ledger}",
+            (str(found[uid]["grader"]) for uid in samples.uids if uid in found),
+            accept_grader_version,
+        )
+        for name, found in rows.items()
+    }
     findings = examine(
         samples,
         rules,
@@ -335,19 +342,6 @@ def _probe_rows(ledger: Any, probes: Sequence[str]) -> dict[str, dict[str, dict[
     if unknown := [name for name in probes if name not in ledger.probes]:
         raise DataError(f"the ledger has no probe {unknown[0]!r}; its probes: {', '.join(ledger.probes) or 'none'}")
     return {name: ledger.rows(name) for name in probes}
-
-
-def _graded_by(name: str, rows: Mapping[str, Mapping[str, Any]], uids: Sequence[str], accepted: str | None) -> str:
-    """Returns which versions of the grader counted these questions in a probe; see `Selection` for what is accepted."""
-    versions = Counter(str(rows[uid]["grader"]) for uid in uids if uid in rows)
-    if others := {version: number for version, number in versions.items() if version not in (GRADER_VERSION, accepted)}:
-        raise DataError(
-            f"{sum(others.values())} counts of probe {name!r} were made by version {', '.join(map(repr, others))} of "
-            f"the grader, the present one is {GRADER_VERSION!r}; run the `medvlt predict` that made them again: "
-            "completions in its store are graded anew, not sampled; or set "
-            f"accept_grader_version={next(iter(others))}"
-        )
-    return ",".join(sorted(versions))
 
 
 def _tracked(samples: SampleSet, indices: Sequence[int], description: str) -> Iterable[Sample]:

@@ -13,10 +13,10 @@ from typing import Literal, TypeAlias, get_args
 
 from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import Ledger, Probe
+from medvlt.curation.probe import accepted_graders
 from medvlt.data.drops import ReadReport
 from medvlt.data.samples import BuiltSamples, SampleSet, Source, shuffle_key
 from medvlt.errors import ConfigurationError, DataError
-from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ class Selection:
         counts = ledger.column(f"{probe.name}/{self.count}")
         measured = {uid: int(counts[uid]) for uid in samples.uids if uid in asked and not failed[uid]}
         self._check_measured(samples, probe, asked.keys(), len(measured))
-        self._check_grader(ledger, probe, measured)
+        graders = ledger.column(f"{probe.name}/grader")
+        what = f"pass counts of probe {probe.name!r} in {self.ledger}"
+        accepted_graders(what, (graders[uid] for uid in measured), self.accept_grader_version)
         marks = {name: ledger.column(f"mark/{name}") for name in self._known_marks(ledger)}
         reasons = {uid: self._reason(uid, measured, asked, marks) for uid in samples.uids}
         unmeasured = [uid for uid in samples.uids if uid not in measured]
@@ -161,19 +163,6 @@ class Selection:
             "run its `medvlt predict` again, nothing that its completion store has is sampled anew; or set a lower "
             "min_measured"
         )
-
-    def _check_grader(self, ledger: Ledger, probe: Probe, measured: Mapping[str, int]) -> None:
-        graders = ledger.column(f"{probe.name}/grader")
-        versions = Counter(graders[uid] for uid in measured)
-        accepted = (GRADER_VERSION, self.accept_grader_version)
-        others = {version: number for version, number in versions.items() if version not in accepted}
-        if others:
-            raise DataError(
-                f"{sum(others.values())} pass counts of probe {probe.name!r} in {self.ledger} were made by version "
-                f"{', '.join(map(repr, others))} of the grader, the present one is {GRADER_VERSION!r}; run the `medvlt "
-                "predict` that made them again: completions in its store are graded anew, not sampled; or set "
-                f"accept_grader_version={next(iter(others))}"
-            )
 
     def _known_marks(self, ledger: Ledger) -> list[str]:
         if unknown := [name for name in self.without_marks if name not in ledger.marks]:
