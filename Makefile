@@ -4,6 +4,7 @@
 # make lint    ruff and mypy alone
 # make env     only make the environment (the others do so by themselves)
 #
+# PYTEST_WORKERS=0               tests in one process, such as for a debugger; default 2
 # PYTHON=python3.12              interpreter to start from (3.11 to 3.13)
 # MEDVLT_VENV=/big/disk/venv     where the environment lies; default .venv
 # MEDVLT_ACCELERATOR=cpu|gpu     overrules what nvidia-smi says; a change makes the environment anew
@@ -15,6 +16,7 @@ PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 endif
 MEDVLT_VENV ?= .venv
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 bin := $(MEDVLT_VENV)/bin
 
 .PHONY: demo test lint env
@@ -24,7 +26,7 @@ demo: env
 	@$(bin)/medvlt demo
 
 test: lint
-	@$(bin)/python -m pytest $(PYTEST_ARGS)
+	@$(bin)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: env
 	@$(bin)/ruff check .

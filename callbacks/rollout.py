@@ -15,10 +15,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.phases import Phases, phase_metrics
-from callbacks.rollout_settings import check_rollout_settings, prompt_encoder, rollout_identity, trained_prompts
+from callbacks.rollout_settings import (
+    check_equal_batches,
+    check_rollout_settings,
+    prompt_encoder,
+    rollout_identity,
+    trained_prompts,
+)
 from medvlt.data.batches import PromptBatch
-from medvlt.distributed import gather, interleave, together, world
-from medvlt.errors import ConfigurationError, DataError, EngineError, MedvltError
+from medvlt.distributed import gather, interleave, naming_lost_ranks, together, world
+from medvlt.errors import ConfigurationError, DataError, EngineError, LostRankError, MedvltError
 from medvlt.metrics.rollouts import discarded_statistics
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
@@ -52,6 +58,7 @@ class RolloutCallback(Callback):
     Before the first iteration, and after every resume, engine and trainer are compared on real prompts; if they
     disagree, the run stops and says where. An engine that fails to take weights or to sample is started again once with
     the present weights; if it fails again, the run stops, in an iteration or a validation of `fit` with a checkpoint.
+    All ranks sample together, also one that has nothing to ask: ranks may share an engine, and start it together.
 
     Hooks used: `setup`, `on_train_start`, `on_train_epoch_start`, `on_train_epoch_end`,
     `on_{validation,test,predict}_start`, `on_{validation,test,predict}_batch_start`,
@@ -145,17 +152,17 @@ class RolloutCallback(Callback):
         pl_module.log_dict(values, sync_dist=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives the engine the present weights, on all ranks together: some may get no batch."""
+        """Gives the engine the present weights."""
         self.phases.enter("validate")
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, trainer.num_val_batches)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the engine the present weights."""
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, trainer.num_test_batches)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the engine the present weights."""
-        self._prepare(trainer, pl_module)
+        self._prepare(trainer, pl_module, trainer.num_predict_batches)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -179,7 +186,7 @@ class RolloutCallback(Callback):
         """Gives the engine's memory back to the training that goes on."""
         if trainer.state.fn == "fit":
             self.engine.sleep()
-        self.phases.enter("update")
+            self.phases.enter("update")
         self._report()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,9 +209,10 @@ class RolloutCallback(Callback):
         """Notes the step of the weights; outside of `fit` the Trainer does not keep it."""
         self._loaded_step = checkpoint["global_step"]
 
-    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, batches: Sequence[float]) -> None:
         if getattr(trainer, "datamodule", None) is None:  # loaders of the user's own, perhaps without prompts
             return
+        check_equal_batches(batches)
         try:
             self._with_restart(partial(self._sync, trainer, pl_module))
         except EngineError as error:
@@ -224,24 +232,22 @@ class RolloutCallback(Callback):
         if not isinstance(batch, PromptBatch):
             return
         keys = [RolloutKey(self.seed, EVALUATION_ITERATION, sample.uid) for sample in batch.samples]
-        generate = partial(self._sample, trainer, pl_module, collective=False)
+        generate = partial(self._sample, trainer, pl_module)
         try:
             if self.store is None:
                 batch.groups = generate(batch.samples, self.sampling, keys)
             else:
                 wording = prompt_encoder(trainer).wording
-                digests = [prompt_digest(wording, sample) for sample in batch.samples]
+                digests = together(lambda: [prompt_digest(wording, sample) for sample in batch.samples])
                 batch.groups = self.store.complete(
                     batch.benchmark, batch.samples, digests, self.sampling, keys, generate
                 )
         except EngineError as error:
-            if world()[0] > 1:  # the other ranks are elsewhere, and writing a checkpoint may take all of them
-                raise
             raise self._saved(trainer, error) from error
 
     def _saved(self, trainer: Trainer, error: EngineError) -> EngineError:
         """Writes a checkpoint of a run that an engine ended, and returns what to raise."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or isinstance(error, LostRankError):
             return error
         path = Path(trainer.default_root_dir) / "engine-failure.ckpt"
         trainer.save_checkpoint(path)
@@ -275,7 +281,7 @@ class RolloutCallback(Callback):
         mine = prompts[rank::ranks]
         samples = [sample for _, sample in mine]
         keys = [RolloutKey(self.seed, trainer.current_epoch, sample.uid) for sample in samples]
-        groups = self._sample(trainer, pl_module, samples, self.group_sampling, keys, collective=True)
+        groups = self._sample(trainer, pl_module, samples, self.group_sampling, keys)
         self.phases.enter("score")
         indices = [index for index, _ in mine]
         scored: list[ScoredGroup] = together(
@@ -293,59 +299,54 @@ class RolloutCallback(Callback):
         samples: Sequence[Sample],
         sampling: SamplingParams,
         keys: Sequence[RolloutKey],
-        *,
-        collective: bool,
     ) -> list[RolloutGroup]:
-        """Samples with the present weights.
+        """Samples with the present weights, on all ranks together.
 
         Args:
             trainer: The Trainer.
             pl_module: Its module.
-            samples: Questions of this rank.
+            samples: Questions of this rank, perhaps none.
             sampling: How.
             keys: One per question.
-            collective: Whether all ranks are here; in evaluation they have different numbers of batches.
         """
 
         def generate() -> list[RolloutGroup]:
-            if collective:
+            if trainer.training:  # else all of it is validation
                 self.phases.enter("sync")
             self._sync(trainer, pl_module)
-            if collective:
+            if trainer.training:
                 self.phases.enter("generate")
             with trainer.precision_plugin.forward_context():  # the precision that the forward of training has
                 return self.engine.generate(samples, sampling, keys=keys)
 
-        return self._with_restart(generate, collective=collective)
+        return self._with_restart(generate)
 
-    def _with_restart(self, action: Callable[[], Result], *, collective: bool = True) -> Result:
-        """Runs an action; if the engine fails, starts it again with the present weights and tries once more.
+    def _with_restart(self, action: Callable[[], Result]) -> Result:
+        """Runs an action on all ranks; if an engine fails, starts all of them again and tries once more.
 
         Args:
-            action: Has to begin with `_sync`.
-            collective: Whether all ranks do it together, so that all start again if one fails. One of several ranks
-                alone cannot start again: it would wait for the others.
+            action: Has to begin with `_sync`, which starts the engine and sends the present weights.
         """
 
         def attempt() -> Result:
             try:
-                return action()
+                with naming_lost_ranks():
+                    return action()
             except MedvltError:
                 raise
             except Exception as error:  # an engine may fail in its own way, such as out of memory
                 raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
 
-        if not collective and world()[0] > 1:
-            return attempt()
-        run = partial(together, attempt) if collective else attempt
         try:
-            return run()
+            return together(attempt)
+        except LostRankError:  # a start needs all ranks
+            raise
         except EngineError as error:
             failure = str(error)
         # outside of the `except`: the error holds the frames of the engine, and with them its memory
         logger.warning("the engine failed and is started again with the present weights: %s", failure)
         self._close()
-        return run()
+        return together(attempt)
 
     def _sync(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wakes the engine; starts it and sends weights if the policy has moved since the last time."""
@@ -380,7 +381,7 @@ class RolloutCallback(Callback):
             max_tokens=min(gate.max_tokens, self.group_sampling.max_tokens),
         )
         keys = [RolloutKey(self.seed, PARITY_ITERATION, sample.uid) for sample in samples]
-        groups = self._sample(trainer, pl_module, samples, sampling, keys, collective=True)
+        groups = self._sample(trainer, pl_module, samples, sampling, keys)
         half = {"bfloat16", "float16"}
         types = {str(policy.base.lm_head.weight.dtype).removeprefix("torch."), getattr(self.engine, "dtype", "")}
         full = trainer.precision == "32-true" and not types & half

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from medvlt import __version__
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.samples import SampleSet
+from medvlt.distributed import gather
 from medvlt.errors import ConfigurationError
 from medvlt.rollout.store_identity import encoder_identity
 from medvlt.rollout.transformers import TransformersEngine
@@ -39,18 +40,10 @@ def check_rollout_settings(callback: RolloutCallback, trainer: Trainer, pl_modul
             "RolloutCallback(store=...) keeps completions of weights that stay as they are, and `fit` moves them; "
             "leave store out, and evaluate a checkpoint afterwards with `medvlt validate`"
         )
-    shared = getattr(callback.engine, "tensor_parallel_size", 1)
-    if shared > 1 and getattr(getattr(trainer, "datamodule", None), "benchmark_names", ()):
-        raise ConfigurationError(
-            f"the engine is shared by {shared} ranks, which would get different numbers of benchmark batches and "
-            "wait for one another; leave data.benchmarks out and evaluate the checkpoint afterwards with "
-            "tensor_parallel_size: 1"
-        )
-    sharded = isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy)
-    if sharded and isinstance(callback.engine, TransformersEngine):
+    if shards_weights(trainer) and isinstance(callback.engine, TransformersEngine):
         raise ConfigurationError(
             f"TransformersEngine samples from the live policy, which {type(trainer.strategy).__name__} shards; use "
-            "VLLMRolloutCallback, or a strategy that keeps whole weights on each rank (auto, ddp)"
+            "VLLMRolloutCallback, or a strategy that keeps whole weights on each rank (auto, ddp, deepspeed_stage_2)"
         )
     data = trained_prompts(trainer)
     if stage != "fit" or data is None:
@@ -69,6 +62,33 @@ def check_rollout_settings(callback: RolloutCallback, trainer: Trainer, pl_modul
             f"the longest prompt has {data.longest_prompt_tokens} tokens, with group_sampling.max_tokens="
             f"{callback.group_sampling.max_tokens} that makes {needed}, and the engine's max_model_len is {limit}; set "
             "max_model_len to that, or lower data.max_prompt_tokens or group_sampling.max_tokens"
+        )
+
+
+def shards_weights(trainer: Trainer) -> bool:
+    """Returns whether each rank holds only a part of the weights; DeepSpeed's first two stages shard other things."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        return bool(strategy.zero_stage_3)
+    return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
+
+
+def check_equal_batches(batches: Sequence[float]) -> None:
+    """Refuses an evaluation in which some ranks have more batches than others: ranks sample together.
+
+    `BenchmarkDataModule` gives equal numbers; other loaders may not.
+
+    Args:
+        batches: Number of batches of each loader on this rank.
+
+    Raises:
+        ConfigurationError: On every rank, with the numbers of each.
+    """
+    numbers = gather(list(batches))
+    if any(other != numbers[0] for other in numbers):
+        raise ConfigurationError(
+            f"the ranks have different numbers of batches, {numbers} by rank and loader, and would wait for one "
+            "another while they sample; use the loaders of BenchmarkDataModule, or make the numbers equal"
         )
 
 
@@ -126,7 +146,8 @@ def is_limited(trainer: Trainer) -> bool:
 def predict_sets(trainer: Trainer) -> list[SampleSet]:
     """Returns the questions of the predict loaders, whole, as every rank has them, one set per loader."""
     loaders: Any = trainer.predict_dataloaders
-    sets = [loader.dataset for loader in (loaders if isinstance(loaders, list | tuple) else [loaders])]
+    data = [loader.dataset for loader in (loaders if isinstance(loaders, list | tuple) else [loaders])]
+    sets = [getattr(dataset, "questions", dataset) for dataset in data]  # those of BenchmarkDataModule give batches
     return [samples if isinstance(samples, SampleSet) else SampleSet(samples) for samples in sets]
 
 

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Iterator, Sequence
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from medvlt.data.batches import PromptBatch
 from medvlt.data.encoder import PromptEncoder
@@ -22,7 +20,8 @@ class BenchmarkDataModule(LightningDataModule):
     """Benchmarks, each its own loader; for `validate`, `test` and `predict`.
 
     Every question is asked exactly once, whatever the number of ranks: nothing is repeated to fill a batch, nothing
-    is dropped. Batches hold samples, not tensors; `callbacks.RolloutCallback` attaches completions.
+    is dropped. All ranks get the same number of batches, as they sample together; a rank without a question gets a
+    batch without one. Batches hold samples, not tensors; `callbacks.RolloutCallback` attaches completions.
 
     Args:
         encoder: How a question becomes a prompt.
@@ -41,8 +40,6 @@ class BenchmarkDataModule(LightningDataModule):
                 raise ConfigurationError(
                     f"data.benchmarks: the name {name!r} heads the metrics; it may hold letters, digits, '_', '-', '.'"
                 )
-        # a rank may get no question of a small benchmark; it takes part in the reduction all the same
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.encoder = encoder
         self.benchmark_sources = dict(benchmarks or {})
         self.batch_size = batch_size
@@ -57,19 +54,13 @@ class BenchmarkDataModule(LightningDataModule):
         """Reads the benchmarks.
 
         Raises:
-            ConfigurationError: If `validate`, `test` or `predict` has nothing to ask, or some rank has.
+            ConfigurationError: If `validate`, `test` or `predict` has nothing to ask.
         """
         if stage != "fit" and not self.benchmark_sources:
             raise ConfigurationError(f"`{stage}` has no questions: name at least one source under data.benchmarks")
         for name, source in self.benchmark_sources.items():
             if name not in self._benchmarks:
                 self._benchmarks[name] = source.load()
-        ranks = self.trainer.world_size if self.trainer else 1
-        if self._benchmarks and max(map(len, self._benchmarks.values())) < ranks:
-            raise ConfigurationError(
-                f"no benchmark has a question for each of the {ranks} ranks; a rank without any would leave the others "
-                "waiting: evaluate with fewer devices"
-            )
 
     @property
     def benchmark_sizes(self) -> dict[str, int]:
@@ -91,21 +82,35 @@ class BenchmarkDataModule(LightningDataModule):
     def _loader(self, name: str) -> DataLoader[PromptBatch]:
         trainer = self.trainer
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        samples = self._benchmarks[name]
-        collate: Callable[[list[Sample]], PromptBatch] = partial(_prompt_batch, name)
-        return DataLoader(
-            samples,  # type: ignore[arg-type]  # a sequence is all that a DataLoader needs of a Dataset
-            batch_size=self.batch_size,
-            sampler=EachOnceSampler(samples, ranks, rank, self.batch_size),
-            collate_fn=collate,
-        )
+        blocks = QuestionBlocks(name, self._benchmarks[name])
+        sampler = EachOnceSampler(blocks.questions, ranks, rank, self.batch_size)
+        return DataLoader(blocks, batch_size=None, sampler=sampler)
 
 
-class EachOnceSampler(DistributedSampler[Sample]):
+class QuestionBlocks(Dataset[PromptBatch]):
+    """The questions of a benchmark, read by the block: the item for a range of positions is a batch.
+
+    A plain DataLoader cannot make a batch without a sample.
+
+    Args:
+        name: Of the benchmark.
+        questions: All of them, as every rank has them.
+    """
+
+    def __init__(self, name: str, questions: Sequence[Sample]) -> None:
+        self.name = name
+        self.questions = questions
+
+    def __getitem__(self, block: range) -> PromptBatch:
+        return PromptBatch(self.name, [self.questions[position] for position in block])
+
+
+class EachOnceSampler(DistributedSampler[range]):
     """Blocks of neighbouring questions, dealt out to the ranks in turn: over all ranks each question once.
 
     A block is a batch, so that batches are the same for any number of ranks: what is decoded together decides how an
     engine rounds. Where there is less than a batch for each rank, every rank gets one block, as even as can be.
+    Every rank gets the same number of blocks, the last of which may be empty.
 
     It is a DistributedSampler only so that Lightning leaves it in place.
 
@@ -119,18 +124,15 @@ class EachOnceSampler(DistributedSampler[Sample]):
     def __init__(self, samples: Sequence[Sample], ranks: int, rank: int, batch_size: int) -> None:
         super().__init__(samples, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
         count = len(samples)
-        if count <= ranks * batch_size:
+        if 0 < count <= ranks * batch_size:
             self.blocks = [range(rank * count // ranks, (rank + 1) * count // ranks)]
         else:
-            starts = range(rank * batch_size, count, ranks * batch_size)
+            rounds = range(0, count, ranks * batch_size)
+            starts = [min(first + rank * batch_size, count) for first in rounds]
             self.blocks = [range(start, min(start + batch_size, count)) for start in starts]
 
-    def __iter__(self):  # type: ignore[no-untyped-def] # noqa: ANN204
-        return chain.from_iterable(self.blocks)
+    def __iter__(self) -> Iterator[range]:
+        return iter(self.blocks)
 
     def __len__(self) -> int:
-        return sum(map(len, self.blocks))
-
-
-def _prompt_batch(name: str, samples: list[Sample]) -> PromptBatch:
-    return PromptBatch(name, samples)
+        return len(self.blocks)

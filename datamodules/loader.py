@@ -80,7 +80,7 @@ class ResumableLoader(DataLoader[Item]):
 
         Raises:
             ConfigurationError: If the state is of other data or another order, or lies in the middle of an epoch whose
-                steps had another number of items: Lightning counts batches to find the end of a step.
+                steps had another number of items, and the module did not rewrite it together with Lightning's counts.
         """
         if state["fingerprint"] != self._fingerprint:
             raise ConfigurationError(
@@ -92,6 +92,6 @@ class ResumableLoader(DataLoader[Item]):
             raise ConfigurationError(
                 f"the checkpoint was written in the middle of an epoch whose optimizer steps had {state['per_step']} "
                 f"micro-batches per rank, a step has {self._per_step} now; resume with the same "
-                "accumulate_grad_batches, or from a checkpoint written at the end of an epoch"
+                "accumulate_grad_batches, or with a module that rewrites the counts, as those in lightning_modules do"
             )
         self._resume_at = state["position"]

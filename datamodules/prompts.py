@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.benchmarks import BenchmarkDataModule
 from datamodules.loader import ResumableLoader
+from datamodules.record import data_record
 from medvlt.data.batches import RolloutBatch
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.sources import Source
@@ -197,6 +198,12 @@ class PromptDataModule(BenchmarkDataModule):
             num_workers=0,  # worker processes would hold an old buffer
             per_step=self.accumulate_grad_batches or 1,
             fingerprint=f"{self._fingerprint}/{self.updates_per_iteration}",  # which groups make which step
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Returns what checkpoints say about the training data; complete after `setup("fit")`."""
+        return data_record(
+            self, self.train, samples=len(self._indices), fingerprint=self._fingerprint if self._indices else ""
         )
 
     def sample_at(self, index: int, uid: str) -> Sample:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.benchmarks import BenchmarkDataModule
 from datamodules.loader import ResumableLoader
+from datamodules.record import data_record
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.options import shuffle_options
 from medvlt.data.packing import Group, PackedBatch, pack
@@ -106,6 +107,13 @@ class SFTDataModule(BenchmarkDataModule):
             seed=self.seed,
         )
         self._samples = samples
+
+    def record(self) -> dict[str, Any]:
+        """Returns what checkpoints say about the training data; complete after `setup("fit")`."""
+        plan = self._plan
+        if plan is None:
+            return data_record(self, self.train, samples=0, fingerprint="")
+        return data_record(self, self.train, samples=len(plan.indices), fingerprint=plan.fingerprint)
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """A loader of packed micro-batches that can be resumed at any of them."""

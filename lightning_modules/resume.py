@@ -11,7 +11,8 @@ Lightning 2.6 restores its counts as they were, and goes wrong in these cases:
 - Written inside a validation: it would go on in the middle, without the counts of its first part.
 
 So each is rewritten to the state before the first micro-batch of a step. A validation that would have followed is left
-out.
+out. As the samples of a step do not depend on how it is cut, the counts, which are of micro-batches, are rewritten too
+where a step has others now than when the checkpoint was written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def begin_at_step(checkpoint: dict[str, Any]) -> None:
+def begin_at_step(checkpoint: dict[str, Any], per_step: int | None = None) -> None:
     """Rewrites the loop state of a checkpoint, in place, so that training goes on where an optimizer step begins.
 
     Totals of steps and epochs stay. In the middle of an epoch this needs the state of a `datamodules.ResumableLoader`;
@@ -27,6 +28,7 @@ def begin_at_step(checkpoint: dict[str, Any]) -> None:
 
     Args:
         checkpoint: As Lightning hands it to `on_load_checkpoint`, before the loops are restored from it.
+        per_step: Micro-batches of this rank that make an optimizer step from now on; None for as many as before.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if loop is None:
@@ -40,6 +42,8 @@ def begin_at_step(checkpoint: dict[str, Any]) -> None:
         _begin_epoch(loop, after="ready")
     elif batches["current"]["ready"]:  # else nothing has happened since a beginning or a resume
         _continue_epoch(loop)
+    if per_step is not None:
+        _cut_steps(loop, per_step)
 
 
 def _begin_epoch(loop: dict[str, Any], *, after: str) -> None:
@@ -54,13 +58,13 @@ def _begin_epoch(loop: dict[str, Any], *, after: str) -> None:
 
 def _continue_epoch(loop: dict[str, Any]) -> None:
     """Sets the counts and the loader to after the last whole optimizer step of an epoch that goes on."""
-    states = loop["state_dict"].get("combined_loader", [])
-    if len(states) != 1 or not {"position", "per_step"} <= states[0].keys():
+    loader = _loader_state(loop)
+    if loader is None:
         return
     batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
     processed = batches["current"]["processed"]
-    position = processed - processed % states[0]["per_step"]
-    states[0]["position"] = position
+    position = processed - processed % loader["per_step"]
+    loader["position"] = position
     total = batches["total"]["ready"] - batches["current"]["ready"] + position
     batches["is_last_batch"] = False
     batches["current"] = dict.fromkeys(batches["current"], position)
@@ -68,3 +72,21 @@ def _continue_epoch(loop: dict[str, Any]) -> None:
     for scope in ("total", "current"):
         number = epochs[scope]["ready"]
         epochs[scope] |= {"started": number, "processed": number - 1, "completed": number - 1}
+
+
+def _cut_steps(loop: dict[str, Any], per_step: int) -> None:
+    """Sets the counts, which are of whole steps, and the loader to steps of another number of micro-batches."""
+    loader = _loader_state(loop)
+    if loader is None:
+        return
+    before = loader["per_step"]
+    batches = loop["epoch_loop.batch_progress"]
+    for scope in ("total", "current"):
+        batches[scope] = {name: count // before * per_step for name, count in batches[scope].items()}
+    loader |= {"position": loader["position"] // before * per_step, "per_step": per_step}
+
+
+def _loader_state(loop: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of the one `datamodules.ResumableLoader`."""
+    states: list[dict[str, Any]] = loop["state_dict"].get("combined_loader", [])
+    return states[0] if len(states) == 1 and {"position", "per_step"} <= states[0].keys() else None

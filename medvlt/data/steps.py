@@ -14,6 +14,7 @@ from rich.progress import track
 
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.packing import balance
+from medvlt.distributed import gather, together, world
 from medvlt.errors import DataError
 from medvlt.losses.reduce import StepTotals
 from medvlt.types import Sample
@@ -32,10 +33,11 @@ def measure(
 ) -> dict[int, tuple[int, int]]:
     """Returns index -> (prompt tokens, target tokens) of the samples that can be trained on.
 
-    What is left out is logged: each with its reason at level INFO, the counts as one warning.
+    In a distributed run each rank measures its share, which opens every picture once and not once per rank, and all get
+    the result. What is left out is logged: each with its reason at level INFO, the counts as one warning.
 
     Args:
-        samples: What the source gave.
+        samples: What the source gave, the same on every rank.
         encoder: How they become prompts and targets.
         max_length: Longest prompt and target together, in tokens.
         setting: Name of that limit in the configuration.
@@ -46,25 +48,24 @@ def measure(
     Raises:
         DataError: If none is left.
     """
+    ranks, rank = world()
+    hidden = quiet or len(samples) < 2000  # a progress bar only where there is something to wait for
+    mine = track(range(rank, len(samples), ranks), description="measuring samples", disable=hidden, transient=True)
+    share = together(lambda: {index: _length(samples[index], encoder, with_target) for index in mine})
+    found = {index: length for part in gather(share) for index, length in part.items()}
     lengths: dict[int, tuple[int, int]] = {}
     refused: Counter[str] = Counter()
     first: dict[str, str] = {}
-    hidden = quiet or len(samples) < 2000  # a progress bar only where there is something to wait for
-    for index in track(range(len(samples)), description="measuring samples", disable=hidden, transient=True):
-        sample = samples[index]
-        try:
-            encoder.check_text(sample)
-            if not with_target and sample.answer_label not in sample.options:
-                raise DataError(f"question {sample.uid}: it has no right option, so no completion can be graded")
-            prompt, target = encoder.prompt_length(sample), len(encoder.encode_target(sample)) if with_target else 0
-        except DataError as error:
-            reason, detail = "cannot be used", str(error)
-        else:
-            if prompt + target <= max_length:
-                lengths[index] = prompt, target
-                continue
+    for index in range(len(samples)):
+        length = found[index]
+        if isinstance(length, str):
+            reason, detail = "cannot be used", length
+        elif sum(length) > max_length:
             reason = f"longer than {setting}={max_length}"
-            detail = f"question {sample.uid} has {prompt + target} tokens"
+            detail = f"question {samples[index].uid} has {sum(length)} tokens"
+        else:
+            lengths[index] = length
+            continue
         refused[reason] += 1
         first.setdefault(reason, detail)
         logger.info("left out: %s (%s)", detail, reason)
@@ -74,6 +75,17 @@ def measure(
     if refused and not quiet:
         logger.warning("%d of %d training samples are left out: %s", refused.total(), len(samples), summary)
     return lengths
+
+
+def _length(sample: Sample, encoder: PromptEncoder, with_target: bool) -> tuple[int, int] | str:
+    """Tokens of prompt and target, or why the sample cannot be used."""
+    try:
+        encoder.check_text(sample)
+        if not with_target and sample.answer_label not in sample.options:
+            raise DataError(f"question {sample.uid}: it has no right option, so no completion can be graded")
+        return encoder.prompt_length(sample), len(encoder.encode_target(sample)) if with_target else 0
+    except DataError as error:
+        return str(error)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from medvlt.errors import ConfigurationError
+from medvlt.models.quantization import Quantization, quantization_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +40,7 @@ class LoRA:
 
     Attributes:
         rank: Rank of the update, at least 1.
-        alpha: Scale of the update; the factor is alpha / rank.
+        alpha: Scale of the update, above 0; the factor is alpha / rank.
         dropout: On the input of A, in [0, 1). Must be 0 in RL, where a prompt is shared by its completions.
         components: Which parts get adapters; everything else is frozen.
     """
@@ -48,6 +49,13 @@ class LoRA:
     alpha: int = 32
     dropout: float = 0.0
     components: tuple[Component, ...] = ("language",)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1 or not self.components:
+            raise ConfigurationError(
+                "backbone.lora needs rank >= 1, alpha > 0, dropout in [0, 1) and at least one of the components "
+                f"{', '.join(LORA_LAYERS)}; got {self.rank}, {self.alpha}, {self.dropout} and {self.components}"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,9 @@ class Backbone:
             that hardly grows with depth.
         freeze: Components that are not trained. The reference freezes nothing.
         lora: Train adapters instead of the weights.
+        quantization: Store the frozen weights under the adapters in four bits: "nf4", the language model's linear
+            layers, about 0.55 bytes each; `dtype` is then the type they are brought back to in a product. Every rank
+            holds them whole (auto, ddp). Needs `lora` and the extra `quantization`.
     """
 
     name: str
@@ -73,6 +84,15 @@ class Backbone:
     gradient_checkpointing: bool = False
     freeze: tuple[Component, ...] = ()
     lora: LoRA | None = None
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and (self.lora is None or self.dtype == "auto"):
+            raise ConfigurationError(
+                f"backbone.quantization={self.quantization!r} stores weights so that they cannot be trained, and needs "
+                f"adapters to train and a type to compute in; got lora={self.lora} and dtype={self.dtype!r}: set "
+                "backbone.lora.rank, and backbone.dtype: bfloat16"
+            )
 
 
 def load_backbone(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration | PeftModel:
@@ -91,12 +111,17 @@ def load_pretrained(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration:
         ConfigurationError: If the model cannot be found, is not a Qwen2.5-VL, or lacks weights.
     """
     read_config(settings.name, settings.revision, called=f"backbone.name={settings.name!r}")
+    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    quantized = None
+    if settings.quantization is not None:
+        quantized = quantization_config(settings.quantization, getattr(torch, settings.dtype))
     try:
         model: Qwen2_5_VLForConditionalGeneration
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             settings.name,
             revision=settings.revision,
-            dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            dtype=dtype,
+            quantization_config=quantized,
             attn_implementation={"vision_config": settings.vision_attention, "text_config": "sdpa"},
             use_safetensors=True,
             trust_remote_code=False,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -51,10 +52,16 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> lis
     """Splits trainable parameters into matrices, which are decayed, and vectors, which are not."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(whole_shape(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Returns the shape of the whole weight, of which a rank may hold a flat part (ZeRO-3, FSDP1)."""
+    shape: torch.Size = getattr(parameter, "whole_shape", parameter.shape)
+    return getattr(parameter, "ds_shape", shape)
 
 
 def build_optimizer(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +16,8 @@ from medvlt.models import attention, head
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from medvlt.models.sharding import Sharding
 
 
 class Policy(nn.Module):
@@ -27,6 +31,9 @@ class Policy(nn.Module):
         always_run_vision: Run the vision tower on a blank picture with weight zero when a batch has none. Needed when
             gradients or shards are exchanged between ranks, as every rank must then use the same parameters in the
             same order; and where the tower is trained, so that one rank decays its weights as several do.
+
+    Attributes:
+        sharding: How it was split, if a strategy did so; None before.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class Policy(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.always_run_vision = always_run_vision
+        self.sharding: Sharding | None = None
         self.base.set_attn_implementation({"text_config": attention.SHARED_PREFIX})
 
     @property
@@ -64,22 +72,42 @@ class Policy(nn.Module):
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Returns the last hidden state that predicts each target, (N, D)."""
         model = self.base.model
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+        pictures: dict[str, Any] = {}
+        beside: AbstractContextManager[None] = nullcontext()
         if batch.pixel_values is not None:
-            inputs |= {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
+            pictures = {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
         elif self.always_run_vision:
-            # before the language model, as with a real picture: sharded ranks must gather parameters in one order
-            blank = self._blank_picture_features(batch.input_ids.device)
-            embeddings = model.get_input_embeddings()(batch.input_ids)
-            inputs = {"inputs_embeds": embeddings + 0.0 * blank.sum().to(embeddings.dtype)}
-        output = model(
-            **inputs,
-            position_ids=batch.position_ids,
-            attention_mask={"full_attention": batch.segments},
-            use_cache=False,
-        )
+            beside = self._blank_picture()
+        with beside:
+            output = model(
+                input_ids=batch.input_ids,
+                **pictures,
+                position_ids=batch.position_ids,
+                attention_mask={"full_attention": batch.segments},
+                use_cache=False,
+            )
         hidden: Tensor = output.last_hidden_state[0, batch.sources]
         return hidden
+
+    @contextmanager
+    def _blank_picture(self) -> Iterator[None]:
+        """Runs the tower on a blank picture between embeddings and language model, where a real one is looked at.
+
+        All ranks must call the same modules in the same order: ZeRO-3 gathers weights by it, and ZeRO-2 adds up the
+        gradients of several ranks by the order in which they were computed.
+        """
+
+        def add_nothing(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            embeddings = named["inputs_embeds"]
+            blank = self._blank_picture_features(embeddings.device)
+            return inputs, named | {"inputs_embeds": embeddings + 0.0 * blank.sum().to(embeddings.dtype)}
+
+        language = self.base.model.language_model
+        hook = language.register_forward_pre_hook(add_nothing, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _blank_picture_features(self, device: torch.device) -> Tensor:
         vision = self.base.config.vision_config

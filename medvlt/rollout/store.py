@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medvlt.data.files import replacing
-from medvlt.distributed import together, world
+from medvlt.distributed import gather, together, world
 from medvlt.errors import DataError
 from medvlt.rollout.store_identity import differences, short_hash
 from medvlt.types import Completion, RolloutGroup, RolloutKey, Sample, SamplingParams
@@ -106,10 +107,10 @@ class CompletionStore:
         keys: Sequence[RolloutKey],
         generate: Generate,
     ) -> list[RolloutGroup]:
-        """Returns whole groups: what is stored, and the rest sampled and stored.
+        """Returns whole groups: what is stored, and the rest sampled and stored; all ranks together.
 
         Completions that are missing are asked for in runs of neighbouring numbers, all runs of one length in one call;
-        each call is written before the next.
+        each call is written before the next. Ranks make the same calls, one that misses nothing with no sample.
 
         Args:
             benchmark: Name under which the questions are asked.
@@ -126,7 +127,7 @@ class CompletionStore:
             DataError: If a stored completion belongs to another prompt or contradicts another one, or a shard cannot
                 be read or written.
         """
-        stored = self.restore(benchmark, samples, digests)
+        stored = together(lambda: self.restore(benchmark, samples, digests))
         groups = [{number: c for number, c in found.completions.items() if number < sampling.n} for found in stored]
         prompts = [found.token_ids for found in stored]
         self.restored += sum(map(len, groups))
@@ -134,14 +135,16 @@ class CompletionStore:
         for place, group in enumerate(groups):
             for first, length in _gaps(group, sampling.n):
                 runs.setdefault(length, []).append((place, first))
-        for length, missing in sorted(runs.items(), reverse=True):
+        for length in sorted(set().union(*gather(set(runs))), reverse=True):
+            missing = runs.get(length, [])
             sampled = generate(
                 [samples[place] for place, _ in missing],
                 replace(sampling, n=length),
                 [replace(keys[place], first=first) for place, first in missing],
             )
             fresh = [_storable(group) for group in sampled]
-            self.add(benchmark, fresh, [digests[place] for place, _ in missing], [first for _, first in missing])
+            first_numbers = [first for _, first in missing]
+            together(partial(self.add, benchmark, fresh, [digests[place] for place, _ in missing], first_numbers))
             for (place, first), part in zip(missing, fresh, strict=True):
                 groups[place].update(enumerate(part.completions, first))
                 prompts[place] = prompts[place] or part.prompt_token_ids

@@ -9,23 +9,35 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from medvlt.data.encoder import PromptEncoder
-from medvlt.errors import ConfigurationError, DataError, EngineError
+from medvlt.distributed import together
+from medvlt.errors import DataError, EngineError
 from medvlt.models.loading import read_config
 from medvlt.models.policy import Policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.refusal import refuse
 from medvlt.rollout.store_identity import FingerprintedWeights, model_identity
-from medvlt.rollout.vllm_process import end_vllm, free_cached_memory, isolated, release_frames, reload_weights
+from medvlt.rollout.vllm_process import (
+    end_vllm,
+    free_cached_memory,
+    gather_sharers,
+    isolated,
+    release_frames,
+    reload_weights,
+)
 from medvlt.rollout.vllm_requests import Request, build_request, rollout_group, vllm_inputs
 from medvlt.rollout.vllm_start import (
+    ALWAYS,
     banning_processor,
+    check_free_memory,
+    check_settings,
     computing_dtype,
     import_vllm,
     kv_cache_bytes,
@@ -37,8 +49,6 @@ from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
-
 
 class VLLMEngine(RolloutEngine):
     """Samples with vLLM, in this process and on the trainer's devices.
@@ -49,6 +59,9 @@ class VLLMEngine(RolloutEngine):
     In a distributed run every rank has an engine for its own prompts, or `tensor_parallel_size` neighbouring ranks
     share one: then they call every method together, with any number of prompts each, also none. Starting is a step of
     all ranks together.
+
+    An engine that wakes up takes the memory of its weights; that of the KV cache is taken when it samples, so weights
+    are loaded while there is room for what the trainer gathers.
 
     Args:
         model: Folder or Hub name of the first weights; None for the encoder's model.
@@ -89,22 +102,6 @@ class VLLMEngine(RolloutEngine):
         enforce_eager: bool | None = None,
         max_num_seqs: int | None = None,
     ) -> None:
-        if sleep_level == 2:
-            raise ConfigurationError(
-                "sleep_level=2 drops state that loading weights does not bring back (rotary tables), and the engine "
-                "then writes gibberish; use 1, or 0 to stay awake"
-            )
-        for name, value, valid, rule in (
-            ("max_model_len", max_model_len, max_model_len >= 2, "at least 2 tokens"),
-            ("max_images", max_images, max_images >= 0, "0 or more"),
-            ("gpu_memory_utilization", gpu_memory_utilization, 0 < gpu_memory_utilization <= 1, "in (0, 1]"),
-            ("kv_cache_gib", kv_cache_gib, kv_cache_gib is None or kv_cache_gib > 0, "above 0"),
-            ("tensor_parallel_size", tensor_parallel_size, tensor_parallel_size >= 1, "at least 1"),
-            ("sleep_level", sleep_level, sleep_level in (None, 0, 1), "0 or 1"),
-            ("max_num_seqs", max_num_seqs, max_num_seqs is None or max_num_seqs >= 1, "at least 1"),
-        ):
-            if not valid:
-                raise ConfigurationError(f"{name} must be {rule}, got {value}")
         self.model = model
         self.revision = revision
         self.dtype = dtype
@@ -116,6 +113,7 @@ class VLLMEngine(RolloutEngine):
         self.sleep_level = sleep_level
         self.enforce_eager = enforce_eager
         self.max_num_seqs = max_num_seqs
+        check_settings(vars(self))
         self.version = 0
         self.refused: Counter[str] = Counter()
         self._llm: Any = None
@@ -125,6 +123,7 @@ class VLLMEngine(RolloutEngine):
         self._limit = max_model_len
         self._had_group = False
         self._asleep = False
+        self._cache_asleep = False  # also while the weights are awake, until something is sampled
         self._broken: str | None = None  # why only a new start helps
         self._unloaded: str | None = None  # why weights must be loaded before sampling
 
@@ -162,12 +161,10 @@ class VLLMEngine(RolloutEngine):
             )
         logger.info("starting vLLM")
         begin = time.perf_counter()
-        placed, variables = placement(self.tensor_parallel_size)
-        vllm = import_vllm()
-        arguments = self._arguments(encoder, policy) | placed
+        # all that can be found out before: a rank that failed inside vLLM would leave the others waiting there
+        vllm, arguments, variables = together(lambda: self._prepare(encoder, policy))
         self._had_group = dist.is_initialized()
         VLLMEngine._running = weakref.ref(self)
-        free_cached_memory()
         try:
             with isolated(compile_allowed=not self._eager, variables=variables):
                 self._llm = vllm.LLM(**arguments)
@@ -175,7 +172,8 @@ class VLLMEngine(RolloutEngine):
             release_frames(error)
             self._end(None)
             raise start_error(error, arguments) from error
-        self._encoder, self._broken, self._asleep = encoder, None, False
+        self._encoder, self._broken = encoder, None
+        self._asleep = self._cache_asleep = False
         self._unloaded, self._weights = None, ""
         self.version = 0
         logger.info("vLLM %s has started in %.0f s", vllm.__version__, time.perf_counter() - begin)
@@ -203,6 +201,7 @@ class VLLMEngine(RolloutEngine):
             except DataError as error:
                 prepared.append(refuse(sample, error, n=params.n, version=self.version, counts=self.refused))
         requests = [request for request in prepared if isinstance(request, Request)]
+        self._wake_cache()
         outputs = iter(zip(requests, self._sample(encoder, requests, params), strict=True))
         return [
             rollout_group(encoder, sample, *next(outputs), n=params.n, version=self.version)
@@ -241,7 +240,7 @@ class VLLMEngine(RolloutEngine):
             problems.append(f"vLLM did not write {len(unwritten)} of its parameters: {', '.join(sorted(unwritten))}")
         if not reset:
             problems.append("vLLM did not clear its prefix cache, as requests are still running")
-        found = self._shared(problems)
+        found = gather_sharers(problems, self.tensor_parallel_size)
         if any(found):
             faults = "; ".join(dict.fromkeys(fault for share in found for fault in share))
             raise EngineError(f"the weights of version {version} were not taken over: {faults}") from stream.error
@@ -269,20 +268,29 @@ class VLLMEngine(RolloutEngine):
             return
         self._awake()
         if self._sleeps:
+            self._wake_cache()  # vLLM takes an engine that sleeps in part for one that sleeps, and keeps its weights
             with self._guarded("while it fell asleep"):
                 self._llm.sleep(level=1)
+            self._cache_asleep = True
         self._asleep = True
 
     def wake(self) -> None:
-        """Takes the memory again."""
+        """Takes the memory of the weights again; that of the KV cache follows with the first prompts."""
         if self._llm is None or not self._asleep:
             return
         self._alive()
         if self._sleeps:
             free_cached_memory()
             with self._guarded("while it woke up"):
-                self._llm.wake_up()
+                self._llm.wake_up(tags=["weights"])
         self._asleep = False
+
+    def _wake_cache(self) -> None:
+        if self._cache_asleep:
+            free_cached_memory()
+            with self._guarded("while it took the memory of its KV cache"):
+                self._llm.wake_up(tags=["kv_cache"])
+            self._cache_asleep = False
 
     def close(self) -> None:
         """Ends vLLM and frees its memory; the engine can be started again."""
@@ -330,31 +338,38 @@ class VLLMEngine(RolloutEngine):
             release_frames(error)
             raise EngineError(f"{self._broken}; close() the engine and start it again") from error
 
+    def _prepare(
+        self, encoder: PromptEncoder, policy: Policy | None
+    ) -> tuple[ModuleType, dict[str, Any], dict[str, str]]:
+        """Returns vLLM, what to start it with, and variables to set meanwhile; raises if it cannot start."""
+        placed, variables = placement(self.tensor_parallel_size)  # first, as ranks may compare their places in it
+        vllm = import_vllm()
+        arguments = self._arguments(encoder, policy) | placed
+        free_cached_memory()
+        check_free_memory(self.gpu_memory_utilization)
+        return vllm, arguments, variables
+
     def _arguments(self, encoder: PromptEncoder, policy: Policy | None) -> dict[str, Any]:
         """Returns the arguments of `vllm.LLM`, and keeps what later calls need of the model."""
         name, revision = (encoder.model, encoder.revision) if self.model is None else (self.model, self.revision)
         config = read_config(name, revision, called=f"the engine's model {name!r}")
         self._expected = model_shapes(config)
         self._limit = min(self.max_model_len, config.text_config.max_position_embeddings)
-        arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = ALWAYS | {
             "model": name,
             "revision": revision,
             "tokenizer": encoder.model,
             "tokenizer_revision": encoder.revision,
             "dtype": computing_dtype(policy, on_gpu=self._on_gpu) if self.dtype == "auto" else self.dtype,
-            "use_tqdm_on_load": False,
             "max_model_len": self._limit,
             "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
             # the pictures come at their final size: with the limits that gave them it, vLLM leaves them alone
             "mm_processor_kwargs": {"min_pixels": encoder.images.min_pixels, "max_pixels": encoder.images.max_pixels},
-            "generation_config": "vllm",  # not the folder's: all that matters is in the requests
             "logits_processors": [banning_processor(encoder.unsampled_token_ids(config.text_config.vocab_size))],
-            "logprobs_mode": "processed_logprobs",
             "enforce_eager": self._eager,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": kv_cache_bytes(self.kv_cache_gib, on_gpu=self._on_gpu),
             "enable_sleep_mode": self._sleeps,
-            "seed": 0,  # unused, as each request has its own
         }
         if self.max_num_seqs is not None:
             arguments["max_num_seqs"] = self.max_num_seqs
@@ -365,7 +380,7 @@ class VLLMEngine(RolloutEngine):
 
     def _sample(self, encoder: PromptEncoder, requests: list[Request], params: SamplingParams) -> list[Any]:
         """Returns vLLM's output for each request of this rank; ranks that share an engine sample for all of them."""
-        shares = self._shared((params, requests))
+        shares = gather_sharers((params, requests), self.tensor_parallel_size)
         if any(other != params for other, _ in shares):
             raise EngineError(f"ranks share an engine and sample differently: {[other for other, _ in shares]}")
         everyone = [request for _, share in shares for request in share]
@@ -379,13 +394,3 @@ class VLLMEngine(RolloutEngine):
         rank = dist.get_rank() % self.tensor_parallel_size if dist.is_initialized() else 0
         before = sum(len(share) for _, share in shares[:rank])
         return list(outputs[before : before + len(requests)])
-
-    def _shared(self, value: Value) -> list[Value]:
-        """Returns the value of every rank that shares this engine, in rank order."""
-        if self.tensor_parallel_size == 1:
-            return [value]
-        from vllm.distributed import get_tp_group
-
-        values: list[Any] = [None] * self.tensor_parallel_size
-        dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
-        return values

@@ -9,7 +9,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from medvlt.rollout.weights import CheckedWeights
+
+Value = TypeVar("Value")
 
 KEPT_VARIABLES = ("VLLM_", "TORCHINDUCTOR_", "TRITON_", "TILELANG_", "PYTORCH_", "NCCL_")
 """Beginnings of the names that vLLM sets for libraries which read them later than at its start."""
@@ -123,6 +125,22 @@ def end_vllm(engine_core: Any, *, keep_default_group: bool) -> None:
         cleanup_dist_env_and_memory()
     finally:
         dist.destroy_process_group = destroy
+
+
+def gather_sharers(value: Value, sharers: int) -> list[Value]:
+    """Returns the value of every rank that shares this rank's engine, in rank order.
+
+    Args:
+        value: This rank's; picklable.
+        sharers: How many ranks share the engine.
+    """
+    if sharers == 1:
+        return [value]
+    from vllm.distributed import get_tp_group
+
+    values: list[Any] = [None] * sharers
+    dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
+    return values
 
 
 def reload_weights(worker: Any, weights: CheckedWeights) -> set[str]:

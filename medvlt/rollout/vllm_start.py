@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from medvlt.distributed import gather
 from medvlt.doctor import release
 from medvlt.errors import ConfigurationError, EngineError
 from medvlt.imports import require
@@ -29,6 +32,14 @@ ENVIRONMENT = {
 }
 """Set before vLLM is imported, where the user has not set them."""
 
+ALWAYS: dict[str, Any] = {
+    "use_tqdm_on_load": False,
+    "generation_config": "vllm",  # not the folder's: all that matters is in the requests
+    "logprobs_mode": "processed_logprobs",
+    "seed": 0,  # unused, as each request has its own
+}
+"""Arguments of vLLM that no setting changes."""
+
 NOISY_LOGGER = "vllm.model_executor.model_loader.reload.layerwise"
 """Warns at every sync of layers that get no tensors (rotary tables, a tied head); `load_weights` checks for itself."""
 
@@ -37,6 +48,34 @@ NOISY_WARNINGS = (r"Passing `min_pixels` and `max_pixels`", r"`torch\.distribute
 
 MEMORY_WORDS = ("out of memory", "free memory", "available memory", "kv cache", "cache blocks", "enough memory")
 """What vLLM's errors about memory say; they have no type of their own."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses settings that make no sense, each by itself.
+
+    Args:
+        settings: By name, as `VLLMEngine` takes them; others are not looked at.
+
+    Raises:
+        ConfigurationError: Naming the first that cannot be.
+    """
+    if settings["sleep_level"] == 2:
+        raise ConfigurationError(
+            "sleep_level=2 drops state that loading weights does not bring back (rotary tables), and the engine then "
+            "writes gibberish; use 1, or 0 to stay awake"
+        )
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "max_model_len": (lambda value: value >= 2, "at least 2 tokens"),
+        "max_images": (lambda value: value >= 0, "0 or more"),
+        "gpu_memory_utilization": (lambda value: 0 < value <= 1, "in (0, 1]"),
+        "kv_cache_gib": (lambda value: value is None or value > 0, "above 0"),
+        "tensor_parallel_size": (lambda value: value >= 1, "at least 1"),
+        "sleep_level": (lambda value: value in (None, 0, 1), "0 or 1"),
+        "max_num_seqs": (lambda value: value is None or value >= 1, "at least 1"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds(settings[name]):
+            raise ConfigurationError(f"{name} must be {rule}, got {settings[name]}")
 
 
 def import_vllm() -> ModuleType:
@@ -129,25 +168,48 @@ def kv_cache_bytes(kv_cache_gib: float | None, *, on_gpu: bool) -> int | None:
     return int(kv_cache_gib * 2**30)
 
 
+def check_free_memory(share: float) -> None:
+    """Refuses a start for which the GPU has too little room; vLLM would refuse too, one rank alone.
+
+    Args:
+        share: Of the GPU's memory that the engine takes, in (0, 1].
+
+    Raises:
+        ConfigurationError: If less is free.
+    """
+    if not torch.cuda.is_available():
+        return
+    free, total = torch.cuda.mem_get_info()
+    if free < share * total:
+        raise ConfigurationError(
+            f"vLLM has too little memory: gpu_memory_utilization={share} is {share * total / 2**30:.1f} GiB of this "
+            f"GPU, and {free / 2**30:.1f} GiB are free beside the trainer and other programs; lower "
+            "gpu_memory_utilization, or make room (a sharded strategy, LoRA, reference_on_cpu)"
+        )
+
+
 def placement(tensor_parallel_size: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns arguments and environment variables that put vLLM on this rank's device, with the right neighbours.
 
     In a distributed run vLLM's external launcher is used whatever the size: the other executors put every rank on the
-    first GPU.
+    first GPU. It is a step of all ranks together.
 
     Args:
-        tensor_parallel_size: Ranks that share one engine.
+        tensor_parallel_size: Ranks that share one engine: neighbours, on one node.
 
     Raises:
-        ConfigurationError: If there are not enough ranks, or the only one does not use the first GPU.
+        ConfigurationError: On every rank, if there are not enough ranks or some that would share an engine are on
+            different nodes; or if the only one does not use the first GPU.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    hosts = gather(socket.gethostname())  # before anything is raised, or the other ranks would wait in it
+    ranks = len(hosts)
     gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
     if ranks % tensor_parallel_size:
         raise ConfigurationError(
             f"tensor_parallel_size={tensor_parallel_size} needs a multiple of that many ranks, and the trainer has "
             f"{ranks}; set trainer.devices, or tensor_parallel_size: 1"
         )
+    check_neighbours(hosts, tensor_parallel_size)
     arguments: dict[str, Any] = {"tensor_parallel_size": tensor_parallel_size}
     if dist.is_initialized():
         arguments["distributed_executor_backend"] = "external_launcher"
@@ -158,6 +220,33 @@ def placement(tensor_parallel_size: int) -> tuple[dict[str, Any], dict[str, str]
             "and set trainer.devices: 1"
         )
     return arguments, {}
+
+
+def check_neighbours(hosts: Sequence[str], tensor_parallel_size: int) -> None:
+    """Checks that ranks which share an engine are on one node.
+
+    Args:
+        hosts: Name of the host of every rank, in rank order.
+        tensor_parallel_size: Neighbouring ranks that share one engine.
+
+    Raises:
+        ConfigurationError: If they are not.
+    """
+    for first in range(0, len(hosts), tensor_parallel_size):
+        nodes = list(dict.fromkeys(hosts[first : first + tensor_parallel_size]))
+        if len(nodes) == 1:
+            continue
+        on_first = hosts.count(nodes[0])
+        numbered = sum(host != before for before, host in pairwise(hosts)) == len(set(hosts)) - 1
+        remedy = (
+            f"tensor_parallel_size must divide the {on_first} ranks of a node"
+            if numbered
+            else "ranks must be numbered node by node (srun --distribution=block)"
+        )
+        raise ConfigurationError(
+            f"ranks {first} to {first + tensor_parallel_size - 1} would share an engine and are on {len(nodes)} nodes "
+            f"({', '.join(nodes)}); {remedy}"
+        )
 
 
 def banning_processor(banned: Sequence[int]) -> type:

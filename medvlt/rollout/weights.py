@@ -5,18 +5,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from medvlt.errors import ConfigurationError
+from medvlt.errors import ConfigurationError, listed
+from medvlt.models.quantization import dequantized, is_quantized
 from medvlt.models.sharding import sharded_by
 
 if TYPE_CHECKING:
     from medvlt.models.policy import Policy
+
+FSDP1_WRAPPER = "._fsdp_wrapped_module"
+"""What FSDP1 puts into the names of modules."""
 
 
 def hub_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
@@ -27,56 +33,94 @@ def hub_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     - LoRA: a weight W with adapters is sent as W + scale B A, computed in float32 from the factors into a fresh tensor
       of W's dtype. The policy's own weights are never touched, so nothing accumulates over repeated syncs. The sum is
       over the adapters that are switched on; what is already merged into W is not added again.
-    - Sharded policies: each tensor is gathered, used and let go before the next. Gathering is collective, so every
-      rank must go through the whole iterator, also a rank that has no use for the tensors.
+    - Sharded policies (FSDP2, FSDP1, ZeRO-3): each tensor is gathered, used and let go before the next; FSDP1 gathers
+      a block at a time. Gathering is collective, so every rank must go through the whole iterator, also a rank that has
+      no use for the tensors, and may not use the policy meanwhile.
     - Tied embeddings are one parameter and come once, as `model.language_model.embed_tokens.weight`: checkpoints store
       them under that name, and whoever loads them ties the head to it.
+    - Quantised weights come as the floats that the forward computes with.
     - Buffers that a checkpoint does not hold (rotary frequencies) follow from the configuration and are not sent.
 
     Args:
         policy: Plain, with adapters, sharded, or both.
 
     Returns:
-        Names and tensors. A weight without adapters is the policy's own memory: copy it to keep it beyond the next
-        step.
+        Names and tensors. A weight without adapters may be the policy's own memory: copy it to keep it beyond the next
+        tensor.
 
     Raises:
-        ConfigurationError: For adapters other than plain LoRA on linear layers, and for shards other than FSDP2's.
+        ConfigurationError: For adapters other than plain LoRA on linear layers, and where FSDP1 has wrapped not the
+            policy but what is around it.
     """
-    sharding = sharded_by(policy)
-    if sharding not in (None, "FSDP2"):
+    if sharded_by(policy) == "FSDP1" and not isinstance(policy, FullyShardedDataParallel):
         raise ConfigurationError(
-            f"the policy is sharded by {sharding}, and only FSDP2's tensors can be made whole one at a time; use "
-            "ModelParallelStrategy, or a strategy that keeps whole weights on each rank (auto, ddp, deepspeed_stage_2)"
+            "FSDP1 has wrapped the module around the policy, whose weights cannot be made whole one block at a time; "
+            "use lightning_modules.strategies.FSDP1Strategy, or strategy: fsdp2"
         )
     return _full_weights(policy, _adapted_layers(policy))
 
 
 @torch.no_grad()
 def _full_weights(policy: Policy, layers: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    base = policy.base
-    factors = {
-        id(parameter)
-        for layer in layers.values()
-        for name, parameter in layer.named_parameters()
-        if not name.startswith("base_layer.")
-    }
-    for name, parameter in base.named_parameters():  # leaves out the second name of a tied parameter
-        if id(parameter) in factors:
-            continue
-        owner, within, leaf = name.partition(".base_layer.")
-        weight = full_tensor(parameter)
-        if within and leaf == "weight":
-            weight = _with_adapters(layers[owner], weight)
-        yield (f"{owner}.{leaf}" if within else name), weight
-    in_checkpoint = base.state_dict(keep_vars=True).keys()
-    for name, buffer in base.named_buffers():
-        if name in in_checkpoint:
-            yield name, full_tensor(buffer)
+    sent: set[int] = set()  # the second name of a tied parameter is left out
+    for unit, modules in _units(policy).items():
+        with _opened(unit):
+            for owner, module in modules:
+                if owner.partition(".lora_")[0] in layers and ".lora_" in owner:
+                    continue  # factors come with the weight they belong to
+                for leaf, parameter in module.named_parameters(recurse=False):
+                    if id(parameter) not in sent:
+                        sent.add(id(parameter))
+                        base, within, _ = owner.partition(".base_layer")
+                        adapted = layers[base] if within and leaf == "weight" else None
+                        yield f"{base}.{leaf}", _full_weight(parameter, adapted)
+                for leaf, buffer in module.named_buffers(recurse=False):
+                    if leaf not in module._non_persistent_buffers_set:
+                        yield f"{owner}.{leaf}", full_tensor(buffer)
+
+
+def _units(policy: Policy) -> dict[nn.Module, list[tuple[str, nn.Module]]]:
+    """Returns the modules of the model with their names, grouped by what is gathered together.
+
+    These are the modules that FSDP1 wraps; without it there is one group.
+    """
+    owners: dict[str, nn.Module] = {}
+    units: dict[nn.Module, list[tuple[str, nn.Module]]] = {}
+    for name, module in policy.base.named_modules():
+        around = owners[name.rpartition(".")[0]] if name else policy
+        owners[name] = module if isinstance(module, FullyShardedDataParallel) else around
+        units.setdefault(owners[name], []).append((name.replace(FSDP1_WRAPPER, ""), module))
+    return units
+
+
+def _opened(unit: nn.Module) -> AbstractContextManager[None]:
+    """Makes what FSDP1 has split whole for a while."""
+    if isinstance(unit, FullyShardedDataParallel):
+        return cast(
+            AbstractContextManager[None],
+            FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False),
+        )
+    return nullcontext()
+
+
+def _full_weight(parameter: nn.Parameter, adapted: Any | None = None) -> Tensor:
+    """Returns a weight with its adapters, if it has any; the one place where base weights become full float tensors."""
+    with _gathered(parameter):
+        weight = dequantized(parameter) if is_quantized(parameter) else full_tensor(parameter)
+    return weight if adapted is None else _with_adapters(adapted, weight)
+
+
+def _gathered(parameter: nn.Parameter) -> AbstractContextManager[None]:
+    """Makes a parameter whole that ZeRO-3 has split; what is read of it meanwhile stays whole."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed  # slow, and there already if it is needed
+
+    return cast(AbstractContextManager[None], deepspeed.zero.GatheredParameters([parameter]))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Returns a tensor without its history, gathered from all ranks if it is sharded."""
+    """Returns a tensor without its history, gathered from all ranks if FSDP2 has split it."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -94,12 +138,19 @@ def _adapted_layers(policy: Policy) -> dict[str, Any]:
     """Returns the linear layers with adapters, by their name in the model."""
     if policy.backbone is policy.base:
         return {}
-    from peft.tuners.lora import Linear  # slow to import, and there already if it is needed
+    from peft.import_utils import is_bnb_4bit_available  # slow to import, and there already if it is needed
+    from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = {name: layer for name, layer in policy.base.named_modules() if isinstance(layer, BaseTunerLayer)}
+    plain: set[type] = {Linear}
+    if is_bnb_4bit_available():
+        from peft.tuners.lora.bnb import Linear4bit
+
+        plain.add(Linear4bit)
+    found = ((name, layer) for name, layer in policy.base.named_modules() if isinstance(layer, BaseTunerLayer))
+    layers: dict[str, Any] = {name.replace(FSDP1_WRAPPER, ""): layer for name, layer in found}
     for name, layer in layers.items():
-        if type(layer) is not Linear or any(layer.use_dora.values()) or any(layer.lora_bias.values()):
+        if type(layer) not in plain or any(layer.use_dora.values()) or any(layer.lora_bias.values()):
             raise ConfigurationError(
                 f"the adapter on {name} is a {type(layer).__name__} with settings whose product with the weight is not "
                 "W + scale B A; only plain LoRA on linear layers can be sent to an engine (no DoRA, no bias)"
@@ -117,7 +168,7 @@ def _with_adapters(layer: Any, weight: Tensor) -> Tensor:
         return weight
     total = weight.float()  # a copy, except of float32
     for name, sign in changes:
-        down, up = full_tensor(layer.lora_A[name].weight), full_tensor(layer.lora_B[name].weight)
+        down, up = _full_weight(layer.lora_A[name].weight), _full_weight(layer.lora_B[name].weight)
         total = total + sign * layer.scaling[name] * (up.float() @ down.float())
     return total.to(weight.dtype)
 
@@ -177,10 +228,5 @@ class CheckedWeights:
                 for name, shape in self._misshapen.items()
             ],
         }
-        found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+        found = [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
         return [f"the source failed: {type(self.error).__name__}: {self.error}", *found] if self.error else found
-
-
-def _some(names: list[str]) -> str:
-    """Returns the names, the first and last few of a long list."""
-    return ", ".join(names if len(names) <= 12 else [*names[:8], f"... ({len(names) - 10} more)", *names[-2:]])

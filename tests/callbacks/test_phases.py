@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from callbacks.phases import Phases
+from medvlt.distributed import current_phase
 
 
 def test_seconds_are_added_up_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +28,14 @@ def test_seconds_are_added_up_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not phases.running
         clock.now += 1000.0
         phases.enter("generate")
+
+
+def test_messages_know_the_phase_whether_the_watch_runs_or_not() -> None:
+    phases = Phases()
+    phases.enter("validate")
+    assert current_phase() == "validate"
+    phases.start()
+    assert current_phase() == "sync"
+    phases.enter("update")
+    phases.stop()
+    assert current_phase() == "update"

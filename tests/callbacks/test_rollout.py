@@ -17,7 +17,7 @@ from lightning_modules import GRPOModule, RolloutModule, SFTModule
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.data.samples import SampleSet
-from medvlt.errors import DataError, EngineError
+from medvlt.errors import DataError, EngineError, LostRankError
 from medvlt.models.loading import Backbone
 from medvlt.models.optimization import Optimization
 from medvlt.rollout.scripted import ScriptedEngine
@@ -117,6 +117,33 @@ def test_closed_after_an_error(encoder: PromptEncoder, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="died"):
         runner(tmp_path, RolloutCallback(engine)).validate(RolloutModule(), data, verbose=False)
     assert engine.events[-1] == "close"
+
+
+def test_a_lost_rank_is_no_reason_to_start_again(encoder: PromptEncoder, tiny_folder: Path, tmp_path: Path) -> None:
+    """A start and a checkpoint need all ranks; an engine that fails by itself gets both."""
+
+    class Failing(WatchedEngine):
+        def __init__(self, words: str) -> None:
+            super().__init__()
+            self.words = words
+
+        def generate(self, *args: Any, **kwargs: Any) -> list[RolloutGroup]:
+            try:
+                raise RuntimeError(self.words)
+            except RuntimeError as error:
+                raise EngineError("vLLM failed while it sampled") from error
+
+    checkpoint = tmp_path / "engine-failure.ckpt"
+    data = SFTDataModule(Phantom("train", 4), encoder, {"b": Phantom("test", 2)}, global_batch_size=2)
+    for engine, raised, starts in (
+        (Failing("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1234"), LostRankError, 1),
+        (Failing("the GPU fell off the bus"), EngineError, 2),
+    ):
+        trainer = runner(tmp_path, RolloutCallback(engine), max_epochs=1, num_sanity_val_steps=0)
+        with pytest.raises(raised):
+            trainer.fit(SFTModule(Backbone(str(tiny_folder)), Optimization()), data)
+        assert engine.events.count("start") == starts
+        assert checkpoint.exists() == (starts == 2)
 
 
 class Picky(WatchedEngine):

@@ -2,15 +2,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import CombinedLoader
 
 from callbacks import RolloutCallback
-from callbacks.rollout_settings import is_limited, predict_sets, prompt_encoder, rollout_identity
+from callbacks.rollout_settings import (
+    check_equal_batches,
+    is_limited,
+    predict_sets,
+    prompt_encoder,
+    rollout_identity,
+    shards_weights,
+)
 from datamodules import BenchmarkDataModule, SFTDataModule
 from lightning_modules import RolloutModule, SFTModule
 from medvlt.data.encoder import PromptEncoder
@@ -19,6 +29,7 @@ from medvlt.errors import ConfigurationError
 from medvlt.models.loading import Backbone
 from medvlt.models.optimization import Optimization
 from medvlt.rollout.scripted import ScriptedEngine
+from medvlt.rollout.transformers import TransformersEngine
 from medvlt.types import SamplingParams
 
 
@@ -64,6 +75,34 @@ def test_questions_of_one_loader_are_found_as_those_of_several(tmp_path: Path) -
     for loaders, number in ((loader, 1), ([loader, loader], 2)):
         trainer.predict_loop._combined_loader = CombinedLoader(loaders, "sequential")
         assert [samples.uids for samples in predict_sets(trainer)] == [Phantom("test", 3).load().uids] * number
+
+
+def test_ranks_with_different_numbers_of_batches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callbacks.rollout_settings.gather", lambda mine: [mine, [3, 1]])
+    check_equal_batches([3, 1])
+    with pytest.raises(ConfigurationError, match=r"\[\[2, 1\], \[3, 1\]\] by rank and loader"):
+        check_equal_batches([2, 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sharded"),
+    [("auto", False), ("ddp", False), ("fsdp2", True), ("zero1", False), ("zero2", False), ("zero3", True)],
+)
+def test_the_live_policy_samples_where_its_weights_are_whole(
+    kind: str, sharded: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    if "zero" in kind and find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    strategies = {"auto": SingleDeviceStrategy, "ddp": DDPStrategy, "fsdp2": ModelParallelStrategy}
+    strategy = DeepSpeedStrategy(stage=int(kind[-1])) if "zero" in kind else strategies[kind]()
+    callback = RolloutCallback(TransformersEngine())
+    trainer = quiet_trainer(tmp_path, callback)
+    trainer._accelerator_connector.strategy = strategy
+    assert shards_weights(trainer) is sharded
+    data = BenchmarkDataModule(PromptEncoder(str(tiny_folder)), {"b": Phantom("test", 2)})
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=r"shards; use .*deepspeed_stage_2") if sharded else nullcontext():
+        callback.setup(trainer, RolloutModule(), "validate")
 
 
 @pytest.mark.parametrize(("limit", "limited"), [(1.0, False), (None, False), (1, True), (0.5, True)])

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from medvlt.__main__ import main
-from medvlt.models.export import CONSOLIDATE, read_checkpoint
+from medvlt.models.checkpoints import read_stored, read_weights
 from medvlt.models.loading import Backbone, load_pretrained
 from medvlt.models.policy import Policy
 from medvlt.paths import config_dir
@@ -27,6 +27,8 @@ CONFIGS = config_dir()
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 HARDWARE = [name for name in FILES if name.startswith("hardware/")]
 ALGORITHMS = [name for name in FILES if name.startswith("algorithms/")]
+STRATEGIES = [name for name in FILES if name.startswith("strategies/")]
+ADAPTERS = [name for name in FILES if name.startswith("adapters/")]
 GRPO = [name for name in FILES if name.startswith("grpo/")]
 PREDICT = [name for name in FILES if name.startswith(("curate/", "distill/", "demo/probe"))]
 RECIPES = [name for name in FILES if name.startswith(("demo/", "sft/", "grpo/", "curate/", "distill/"))]
@@ -113,7 +115,7 @@ def test_the_glob_finds_them_and_each_is_of_a_kind() -> None:
     assert len(RECIPES) >= 20
     assert sorted(SCRIPTS) == GRPO
     assert len(ALGORITHMS) >= 6
-    assert sorted(RECIPES + HARDWARE + ALGORITHMS) == FILES
+    assert sorted(RECIPES + HARDWARE + ALGORITHMS + STRATEGIES + ADAPTERS) == FILES
 
 
 def test_the_readme_has_a_row_for_each() -> None:
@@ -163,7 +165,34 @@ def test_hardware_composes_with_sft_recipes(recipe: str) -> None:
     for fragment in HARDWARE:
         settings = printed("fit", "--config", recipe, "--config", fragment)
         check_hardware(settings, fragment)
-        assert settings["data"]["init_args"]["global_batch_size"] % micro_batches(settings) == 0, fragment
+        samples = settings["data"]["init_args"]["global_batch_size"]
+        if fragment == "hardware/4x8gpu.yaml":  # too many ranks for the published recipes, as its header says
+            samples = int(re.search(r"global_batch_size (\d+)", (CONFIGS / fragment).read_text())[1])  # type: ignore[index]
+        assert samples % micro_batches(settings) == 0, fragment
+
+
+@pytest.mark.parametrize("fragment", STRATEGIES + ADAPTERS)
+def test_strategies_and_adapters_launch_as_their_headers_say(fragment: str) -> None:
+    """And behind a recipe of the other kind; the class of the strategy before leaves nothing behind."""
+    text = (CONFIGS / fragment).read_text()
+    found = re.search(r"^#   medvlt (.+)$", text, re.MULTILINE)
+    assert found is not None
+    command = shlex.split(found[1])
+    assert fragment in command
+    wanted = yaml.safe_load(text)
+    for recipe in (command[2], "grpo/pmc_vqa_3b.yaml", "sft/pmc_vqa_3b.yaml"):
+        settings = printed(*command[:2], recipe, *command[3:])
+        if fragment in ADAPTERS:
+            backbone = settings["model"]["init_args"]["backbone"]
+            assert {name: backbone[name] for name in wanted["model"]["init_args"]["backbone"]} == (
+                wanted["model"]["init_args"]["backbone"]
+            )
+        else:
+            strategy = settings["trainer"]["strategy"]
+            assert strategy["class_path"].endswith(f".{wanted['trainer']['strategy']['class_path']}")
+            given = wanted["trainer"]["strategy"].get("init_args", {})
+            assert {name: strategy["init_args"][name] for name in given} == given
+            assert strategy["init_args"].get("data_parallel_size", "auto") == "auto"
 
 
 @pytest.mark.parametrize("recipe", GRPO)
@@ -205,9 +234,9 @@ def test_grpo_recipes_have_the_numbers_of_the_scripts(name: str) -> None:
     assert (selection["count"], selection["unmeasured"]) == ("strict", "drop")
     assert selection["order"] == ("source" if shuffled else "easy_to_hard")
     assert groups_of_a_micro_batch(settings) == completions / 8
-    while_training, at_the_end = callbacks_of(settings, "ModelCheckpoint")
+    while_training, to_resume = callbacks_of(settings, "AtomicCheckpoint")
     assert (while_training["every_n_epochs"], while_training["save_top_k"]) == (every, kept)
-    assert (at_the_end["save_last"], at_the_end["save_top_k"]) == (True, 0)
+    assert (to_resume["save_last"], to_resume["save_top_k"], to_resume["every_n_epochs"]) == (True, 0, 10)
     (rollouts,) = callbacks_of(settings, "VLLMRolloutCallback")
     groups = rollouts["group_sampling"]
     assert (groups["n"], groups["temperature"], groups["top_p"], groups["max_tokens"]) == (8, 1.0, 1.0, 4096)
@@ -231,7 +260,7 @@ def test_torchrun_starts_the_processes_that_the_trainer_expects(name: str) -> No
     assert started is not None
     trainer = printed(*launch_command(name))["trainer"]
     assert (trainer["num_nodes"], trainer["devices"]) == (int(started[1]), int(started[2]))
-    assert trainer["strategy"]["init_args"]["data_parallel_size"] == int(started[1]) * int(started[2])
+    assert trainer["strategy"]["class_path"].endswith(".FSDP2Strategy")
 
 
 @pytest.mark.parametrize("name", GRPO)
@@ -262,13 +291,12 @@ def test_the_main_readme_shows_the_chain_of_the_recipe() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     block = re.search(r"^    CHECKPOINT=.+?\n\n", readme, re.MULTILINE | re.DOTALL)
     assert block is not None
-    first, train, consolidate, export, chain = (shlex.split(line) for line in block[0].strip().splitlines())
+    first, train, export, chain = (shlex.split(line) for line in block[0].strip().splitlines())
     header = (CONFIGS / name).read_text()
     assert f"#   CHECKPOINT is {first[0].removeprefix('CHECKPOINT=')}\n" in header
     assert train[1:] == launch_command("sft/m23k_3b.yaml")
-    assert consolidate == [*CONSOLIDATE.split(), "$CHECKPOINT"]
     folder = yaml.safe_load(header)["model"]["init_args"]["backbone"]["name"]
-    assert export == ["medvlt", "export", "$CHECKPOINT.consolidated", folder]
+    assert export == ["medvlt", "export", "$CHECKPOINT", folder]
     assert chain[1:] == launch_command(name)
 
 
@@ -320,7 +348,7 @@ def test_grpo_recipes_train_two_iterations(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = run_grpo(name, tiny_folder, tmp_path)
-    assert read_checkpoint(checkpoint).step == 4
+    assert read_stored(checkpoint).step == 4
     columns = next((tmp_path / "runs").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/kl", "train/reward", "lr-AdamW/pg1", "seconds/generate"} <= set(columns)
 
@@ -336,7 +364,7 @@ def test_algorithms_learn(fragment: str, tiny_folder: Path, tmp_path: Path, monk
         "grpo/m23k_3b.yaml", tiny_folder, tmp_path, "--config", fragment,
         f"--model.init_args.rewards={json.dumps(paid)}", "--model.init_args.optimization.weight_decay=0",
     )  # fmt: skip
-    weights = read_checkpoint(checkpoint).weights
+    weights = read_weights(read_stored(checkpoint))
     start = Policy(load_pretrained(Backbone(str(tiny_folder)))).state_dict()
     moved = [name for name, tensor in start.items() if not torch.equal(weights[name], tensor)]
     assert any("layers.0.mlp" in name for name in moved)
@@ -358,6 +386,18 @@ def test_recipes_train_two_steps(name: str, tiny_folder: Path, tmp_path: Path, m
     metrics = next((tmp_path / "runs").rglob("metrics.csv")).read_text()
     assert "train/loss" in metrics
     assert "lr-AdamW" in metrics
+
+
+@pytest.mark.parametrize("fragment", ADAPTERS)
+def test_adapters_learn(fragment: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real recipe; the checkpoint holds adapters alone."""
+    if "qlora" in fragment:
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = run_grpo("grpo/m23k_3b.yaml", tiny_folder, tmp_path, "--config", fragment)
+    weights = read_weights(read_stored(checkpoint))
+    assert weights
+    assert all(".lora_" in name and tensor.dtype == torch.float32 for name, tensor in weights.items())
 
 
 def test_the_grpo_demos_differ_in_the_engine_alone() -> None:
@@ -384,7 +424,7 @@ def test_grpo_demo_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.M
         *(f"--data.init_args.benchmarks.phantom_{kind}.init_args.size=4" for kind in ("text", "picture")),
         "--data.init_args.prompts_per_iteration=8", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2",
     )  # fmt: skip
-    assert read_checkpoint(tmp_path / "runs/demo/grpo/checkpoints/grpo.ckpt").step == 2
+    assert read_stored(tmp_path / "runs/demo/grpo/checkpoints/grpo.ckpt").step == 2
     results = json.loads((tmp_path / "runs/demo/grpo/results.json").read_text())
     assert {row["count"] for row in results["benchmarks"]} == {4}
 

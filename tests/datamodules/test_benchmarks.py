@@ -15,27 +15,30 @@ from medvlt.errors import ConfigurationError
 
 
 def batches(count: int, ranks: int, batch_size: int) -> list[list[list[int]]]:
-    """The batches of every rank, as a DataLoader cuts them."""
-    shares = []
-    for rank in range(ranks):
-        sampler = EachOnceSampler(range(count), ranks, rank, batch_size)
-        indices = list(sampler)
-        assert len(sampler) == len(indices)
-        shares.append([indices[start : start + batch_size] for start in range(0, len(indices), batch_size)])
-    return shares
+    """The batches of every rank."""
+    samplers = [EachOnceSampler(range(count), ranks, rank, batch_size) for rank in range(ranks)]  # type: ignore[arg-type]
+    assert all(len(sampler) == len(list(sampler)) for sampler in samplers)
+    return [[list(block) for block in sampler] for sampler in samplers]
 
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 12))
 def test_each_question_once_over_all_ranks(count: int, ranks: int, batch_size: int) -> None:
     shares = batches(count, ranks, batch_size)
     assert sorted(index for share in shares for batch in share for index in batch) == list(range(count))
-    assert all(batch == list(range(batch[0], batch[-1] + 1)) for share in shares for batch in share)
+    assert all(batch == list(range(batch[0], batch[-1] + 1)) for share in shares for batch in share if batch)
+    assert all(len(batch) <= batch_size for share in shares for batch in share)
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 12))
+def test_every_rank_has_as_many_batches(count: int, ranks: int, batch_size: int) -> None:
+    """They sample together; what there is of it is spread over no more rounds than are needed."""
+    assert {len(share) for share in batches(count, ranks, batch_size)} == {-(-count // (ranks * batch_size))}
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12))
 def test_batches_do_not_depend_on_the_ranks(count: int, ranks: int, batch_size: int) -> None:
     """Unless there is less than a batch for each."""
-    spread = sorted(batch for share in batches(count, ranks, batch_size) for batch in share)
+    spread = sorted(batch for share in batches(count, ranks, batch_size) for batch in share if batch)
     if count > ranks * batch_size:
         assert spread == batches(count, 1, batch_size)[0]
     else:
@@ -44,7 +47,7 @@ def test_batches_do_not_depend_on_the_ranks(count: int, ranks: int, batch_size: 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12))
 def test_every_rank_gets_a_question_if_there_are_enough(count: int, ranks: int, batch_size: int) -> None:
-    idle = sum(not share for share in batches(count, ranks, batch_size))
+    idle = sum(not any(share) for share in batches(count, ranks, batch_size))
     assert idle == max(0, ranks - count)
 
 

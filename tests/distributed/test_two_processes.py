@@ -1,69 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes (gloo) against one: the same losses and gradients, every benchmark question counted once."""
+"""Two processes (gloo) against one, under each strategy: the same losses and gradients, and work counted once."""
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch.distributed as dist
+from cpu_fsdp1 import CPUFSDP1Strategy
+from cpu_strategies import spawn
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from callbacks import RolloutCallback
 from datamodules import PromptDataModule, SFTDataModule
-from lightning_modules import GRPOModule, SFTModule
+from lightning_modules import FSDP2Strategy, GRPOModule, SFTModule
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
-from medvlt.models.loading import Backbone
+from medvlt.models.loading import Backbone, LoRA
 from medvlt.models.optimization import Optimization
+from medvlt.models.sharding import sharded_by
 from medvlt.rollout.scripted import ScriptedEngine
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.types import Completion, Sample, SamplingParams, Verdict
 
 
 class Recorder(Callback):
+    """What is compared: the loss of each step, and the norm of its gradients before and after clipping."""
+
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.gradient_norms: list[float] = []
-        self.without_pictures = 0
+        self.norms: list[float] = []
+        self.clipped: list[float] = []
+        self.without_picture: list[bool] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
-        self.without_pictures += getattr(args[1], "packed", args[1]).pixel_values is None
+        if pl_module.ends_step(args[2]):
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        self.without_picture.append(getattr(args[1], "packed", args[1]).pixel_values is None)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
-        self.gradient_norms.append(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        self.norms.append(gradient_norm(optimizer, pl_module))
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.norms:
+            self.clipped.append(gradient_norm(optimizer, pl_module))
 
 
-def train(folder: Path, strategy: Any, devices: int) -> dict[str, Any]:
-    """Three steps of two samples each, most of them one text and one picture; then 7 questions of validation."""
+def gradient_norm(optimizer: torch.optim.Optimizer, module: LightningModule) -> float:
+    # not the module's own parameters: FSDP2 shows gathered ones between forward and backward
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        return float(norm.full_tensor())
+    if sharded_by(module) == "FSDP1":  # plain tensors, each rank's a part of the parameter
+        square = norm**2
+        dist.all_reduce(square)
+        return float(square**0.5)
+    return float(norm)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of supervised fine-tuning: three steps, of four samples each."""
+
+    accumulate: int = 2
+    lora: LoRA | None = None
+    save_to: Path | None = None
+    resume_from: Path | None = None
+
+
+def train(folder: Path, strategy: Any, devices: int, run: Run) -> dict[str, Any]:
+    """Most micro-batches are one text or one picture; afterwards there are 8 questions of validation."""
+    seed_everything(4)  # of the adapters
     recorder = Recorder()
-    rollout = RolloutCallback(ScriptedEngine(["<answer> A </answer>"]), SamplingParams(temperature=0, max_tokens=99))
+    callbacks: list[Callback] = [recorder]
+    if run.save_to is not None:
+        callbacks.append(ModelCheckpoint(run.save_to, "{step}", every_n_train_steps=1, save_top_k=-1))
+    benchmarks = {}
+    if run == Run():
+        callbacks.append(RolloutCallback(ScriptedEngine(["<answer> A </answer>"]), SamplingParams(temperature=0)))
+        benchmarks = {"seven": Phantom("test", 7, modality="text"), "one": Phantom("test", 1, modality="text")}
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_progress_bar=False, max_epochs=1,
-        enable_model_summary=False, enable_checkpointing=False, callbacks=[recorder, rollout], num_sanity_val_steps=0,
+        enable_model_summary=False, enable_checkpointing=run.save_to is not None, callbacks=callbacks,
+        num_sanity_val_steps=0, gradient_clip_val=1.0, accumulate_grad_batches=run.accumulate,
     )  # fmt: skip
-    module = SFTModule(Backbone(str(folder)), Optimization(learning_rate=1e-3))
-    data = SFTDataModule(
-        Phantom("train", 8, seed=1), PromptEncoder(str(folder), template="plain"),
-        {"seven": Phantom("test", 7, modality="text"), "one": Phantom("test", 1, modality="text")}, global_batch_size=2,
-    )  # fmt: skip
-    trainer.fit(module, data)
+    module = SFTModule(
+        Backbone(str(folder), lora=run.lora, gradient_checkpointing=run.lora is not None),
+        Optimization(learning_rate=1e-3),
+    )
+    encoder = PromptEncoder(str(folder), template="plain")
+    data = SFTDataModule(Phantom("train", 12, seed=1), encoder, benchmarks, global_batch_size=4)
+    trainer.fit(module, data, ckpt_path=run.resume_from)
     return {
         "losses": recorder.losses,
-        "norms": recorder.gradient_norms,
-        "without_pictures": recorder.without_pictures,
-        "counts": [int(trainer.callback_metrics[f"val/{name}/count"]) for name in ("seven", "one")],
-        "correct": int(trainer.callback_metrics["val/seven/correct"]),
+        "norms": recorder.norms,
+        "clipped": recorder.clipped,
+        "without_picture": recorder.without_picture,
+        "groups": [(group["weight_decay"], len(group["params"])) for group in trainer.optimizers[0].param_groups],
+        "trained": {
+            n: full(p) for n, p in module.named_parameters() if p.requires_grad and sharded_by(module) != "FSDP1"
+        },
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")},
     }
+
+
+def full(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
 class Parity:
@@ -83,6 +135,7 @@ class Reading(ScriptedEngine):
 
 def train_grpo(folder: Path, strategy: Any, devices: int, *, live: bool) -> dict[str, Any]:
     """Two iterations of six prompts and two optimizer steps; the engine is the live policy, or it is scripted."""
+    seed_everything(4)
     recorder = Recorder()
     sampling = SamplingParams(n=3, temperature=0.9, max_tokens=10)
     rollout = (
@@ -107,7 +160,7 @@ def train_grpo(folder: Path, strategy: Any, devices: int, *, live: bool) -> dict
     assert iteration is not None
     return {
         "losses": recorder.losses,
-        "norms": recorder.gradient_norms,
+        "norms": recorder.norms,
         "token_ids": [c.token_ids for group in iteration.groups for c in group.group.completions],
         "cursor": data.cursor,
         "state": data.state_dict()["iteration"]["ref_logprobs"],
@@ -119,60 +172,162 @@ def train_grpo(folder: Path, strategy: Any, devices: int, *, live: bool) -> dict
     }
 
 
-def work(rank: int, port: int, folder: Path, kind: str, output: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
-    torch.set_num_threads(1)
-    strategy = (
-        DDPStrategy(process_group_backend="gloo")
-        if kind.endswith("ddp")
-        else ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
-    )
-    live = kind == "grpo ddp"
-    result = train_grpo(folder, strategy, 2, live=live) if "grpo" in kind else train(folder, strategy, 2)
-    torch.save(result, output / f"{rank}.pt")
+LORA = LoRA(rank=2, components=("vision", "language"))
+
+
+def ddp(rank: int, folder: Path, output: Path) -> None:
+    found = {
+        "sft": train(folder, DDPStrategy(process_group_backend="gloo"), 2, Run()),
+        "grpo": train_grpo(folder, DDPStrategy(process_group_backend="gloo"), 2, live=True),
+    }
+    torch.save(found, output / f"{rank}.pt")
+
+
+def fsdp2(rank: int, folder: Path, output: Path) -> None:
+    reductions = counted_reductions()
+    found: dict[str, Any] = {}
+
+    def run(name: str, settings: Run, **options: Any) -> None:
+        before = len(reductions)
+        found[name] = train(folder, FSDP2Strategy(process_group_backend="gloo", **options), 2, settings)
+        found[name]["reductions"] = len(reductions) - before
+
+    run("sft", Run())
+    run("sft, each micro-batch", Run(), sync_gradients="micro_batch")
+    run("sft, offloaded", Run(), cpu_offload=True, reshard_after_forward=False)
+    run("lora", Run(lora=LORA, save_to=output / "lora"))
+    run("lora, resumed", Run(lora=LORA, resume_from=output / "lora" / "step=1.ckpt"))
+    plain = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    found["grpo"] = train_grpo(folder, plain, 2, live=False)
+    torch.save(found, output / f"{rank}.pt")
+
+
+def fsdp1(rank: int, folder: Path, output: Path) -> None:
+    reductions = counted_reductions()
+    found: dict[str, Any] = {}
+
+    def run(name: str, settings: Run, **options: Any) -> None:
+        before = len(reductions)
+        found[name] = train(folder, CPUFSDP1Strategy(process_group_backend="gloo", **options), 2, settings)
+        found[name]["reductions"] = len(reductions) - before
+
+    run("sft", Run())
+    run("sft, each micro-batch", Run(), sync_gradients="micro_batch", reshard_after_forward=False)
+    run("sft, saved", Run(save_to=output / "sft"), save_distributed_checkpoint=False)
+    run("sft, resumed", Run(resume_from=output / "sft" / "step=1.ckpt"))
+    run("lora", Run(lora=LORA, save_to=output / "lora"))
+    run("lora, resumed", Run(lora=LORA, resume_from=output / "lora" / "step=1.ckpt"))
+    found["grpo"] = train_grpo(folder, CPUFSDP1Strategy(process_group_backend="gloo"), 2, live=False)
+    torch.save(found, output / f"{rank}.pt")
+
+
+def counted_reductions() -> list[int]:
+    """Returns a list that grows with every exchange of gradients."""
+    sizes: list[int] = []
+    plain = dist.reduce_scatter_single
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        sizes.append(1)
+        return plain(*args, **kwargs)
+
+    dist.reduce_scatter_single = counting
+    return sizes
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_folder: Path) -> dict[str, Any]:
-    return train(tiny_folder, "auto", 1)
+    """One process with the same global batches."""
+    return {
+        "sft": train(tiny_folder, "auto", 1, Run()),
+        "lora": train(tiny_folder, "auto", 1, Run(lora=LORA)),
+    }
 
 
-def in_two_processes(kind: str, folder: Path, output: Path) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, folder, kind, output), nprocs=2)
+def in_two_processes(work: Any, folder: Path, output: Path) -> list[dict[str, Any]]:
+    spawn(work, folder, output)
     return [torch.load(output / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(kind: str, alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
-    ranks = in_two_processes(kind, tiny_folder, tmp_path)
-    assert sum(rank["without_pictures"] for rank in ranks) > 0  # else the test would not be about mixed batches
-    assert alone["without_pictures"] < sum(rank["without_pictures"] for rank in ranks)
+def assert_same_steps(ranks: list[dict[str, Any]], name: str, expected: dict[str, Any]) -> None:
     for rank in ranks:
-        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
-        assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-4)
-        assert rank["counts"] == alone["counts"] == [7, 1]
-        assert rank["correct"] == alone["correct"]
+        found = rank[name]
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4), name
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
+        assert found["clipped"] == pytest.approx([1.0] * len(found["clipped"]), rel=1e-4), name
+        assert found["groups"] == expected["groups"], name
+        assert not found["metrics"] or found["metrics"] == expected["metrics"], name
+
+
+def assert_ranks_differed(ranks: list[dict[str, Any]], name: str) -> None:
+    """Else the test would not be about a text on one rank and a picture on the other."""
+    one, other = (rank[name]["without_picture"] for rank in ranks)
+    assert any(a != b for a, b in zip(one, other, strict=True))
+
+
+def assert_same_iterations(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    """The same prompts, completions, losses and gradients, and every rank could write the same checkpoint."""
+    assert any(loss != 0 for loss in expected["losses"])
+    for rank in ranks:
+        found = rank["grpo"]
+        assert found["token_ids"] == expected["token_ids"]
+        assert found["cursor"] == expected["cursor"] == 12
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4, abs=1e-6)
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+        assert found["statistics"] == pytest.approx(expected["statistics"], rel=1e-3, abs=1e-5)
+        for number, values in expected["state"].items():
+            torch.testing.assert_close(found["state"][number], values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["grpo ddp", "grpo fsdp2"])
-def test_grpo_in_two_processes_equals_one(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
-    """The same prompts, completions, losses and gradients, and every rank could write the same checkpoint.
+def test_ddp(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    ranks = in_two_processes(ddp, tiny_folder, tmp_path)
+    assert_ranks_differed(ranks, "sft")
+    assert_same_steps(ranks, "sft", alone["sft"])
+    assert [alone["sft"]["metrics"][f"val/{name}/count"] for name in ("seven", "one")] == [7, 1]
+    assert min(alone["sft"]["norms"]) > 1.5  # else nothing would be clipped
+    assert_same_iterations(ranks, train_grpo(tiny_folder, "auto", 1, live=True))
 
-    The live policy cannot sample while it is sharded; there the engine is scripted, and reads the weights it is sent.
-    """
-    alone = train_grpo(tiny_folder, "auto", 1, live=kind == "grpo ddp")
-    ranks = in_two_processes(kind, tiny_folder, tmp_path)
-    assert any(loss != 0 for loss in alone["losses"])
+
+@pytest.mark.slow
+def test_fsdp2(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    """The live policy cannot sample while it is sharded; the engine is scripted, and reads the weights it is sent."""
+    ranks = in_two_processes(fsdp2, tiny_folder, tmp_path)
+    for name in ("sft", "sft, each micro-batch", "sft, offloaded"):
+        assert_ranks_differed(ranks, name)
+        assert_same_steps(ranks, name, alone["sft"])
+    assert_same_steps(ranks, "lora", alone["lora"])
+    assert_same_iterations(ranks, train_grpo(tiny_folder, "auto", 1, live=False))
+    steps = len(alone["sft"]["losses"])
     for rank in ranks:
-        assert rank["token_ids"] == alone["token_ids"]
-        assert rank["cursor"] == alone["cursor"] == 12
-        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4, abs=1e-6)
-        assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-3)
-        assert rank["statistics"] == pytest.approx(alone["statistics"], rel=1e-3, abs=1e-5)
-        for number, values in alone["state"].items():
-            torch.testing.assert_close(rank["state"][number], values, rtol=0, atol=1e-5)
+        units = rank["sft"]["reductions"] // steps
+        assert units == 5  # two decoder layers, two vision blocks, the rest
+        assert rank["sft"]["reductions"] == steps * units
+        assert rank["sft, each micro-batch"]["reductions"] == 2 * steps * units
+        check_resumed(rank["lora"], rank["lora, resumed"])
+    stored = torch.load(tmp_path / "lora" / "step=1.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == alone["lora"]["trained"].keys()
+    assert all("lora_" in name for name in stored["state_dict"])
+
+
+@pytest.mark.slow
+def test_fsdp1(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    ranks = in_two_processes(fsdp1, tiny_folder, tmp_path)
+    for name in ("sft", "sft, each micro-batch", "sft, saved"):
+        assert_same_steps(ranks, name, alone["sft"])
+    assert_same_steps(ranks, "lora", alone["lora"])
+    assert_same_iterations(ranks, train_grpo(tiny_folder, "auto", 1, live=False))
+    for rank in ranks:
+        assert rank["sft, each micro-batch"]["reductions"] == 2 * rank["sft"]["reductions"] > 0
+        check_resumed(rank["sft, saved"], rank["sft, resumed"])
+        check_resumed(rank["lora"], rank["lora, resumed"])
+    stored = torch.load(tmp_path / "lora" / "step=1.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == alone["lora"]["trained"].keys()
+
+
+def check_resumed(whole: dict[str, Any], resumed: dict[str, Any]) -> None:
+    """Bit for bit."""
+    assert resumed["losses"] == whole["losses"][1:]
+    assert resumed["norms"] == whole["norms"][1:]
+    assert whole["trained"].keys() == resumed["trained"].keys()
+    for name, tensor in whole["trained"].items():
+        assert torch.equal(resumed["trained"][name], tensor), name

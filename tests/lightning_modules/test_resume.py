@@ -29,28 +29,38 @@ Logged = list[tuple[int, float]]
 class Micro(Dataset[Tensor]):
     """A number for each (epoch, micro-batch), which also depends on how often an epoch was begun."""
 
-    def __init__(self, data: ToyData, count: int) -> None:
-        self.data, self.count = data, count
+    def __init__(self, data: ToyData, per_step: int) -> None:
+        self.data, self.per_step = data, per_step
 
     def __len__(self) -> int:
-        return self.count
+        return STEPS * self.per_step
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, number = key
         return torch.tensor([1000.0 * self.data.begun + 100.0 * epoch + number, 1.0]) / 1000
 
 
+class Shares(Micro):
+    """Micro-batches that add up to the same step however many there are."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        epoch, number = key
+        place = 1000.0 * self.data.begun + 100.0 * epoch + number // self.per_step
+        return torch.tensor([place, 1.0]) / 1000 / self.per_step**0.5
+
+
 class ToyData(LightningDataModule):
     """Like the prompts of RL it moves on whenever an epoch begins."""
 
-    def __init__(self, *, validate: bool) -> None:
+    def __init__(self, *, validate: bool, dataset: type[Micro] = Micro) -> None:
         super().__init__()
-        self.begun, self.validate = 0, validate
+        self.begun, self.validate, self.dataset = 0, validate, dataset
+        self.loss_reduction = "token"
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         per_step = self.trainer.accumulate_grad_batches
         return ResumableLoader(
-            Micro(self, STEPS * per_step), epoch=self.trainer.fit_loop.epoch_progress.current.processed, seed=1,
+            self.dataset(self, per_step), epoch=self.trainer.fit_loop.epoch_progress.current.processed, seed=1,
             num_workers=0, per_step=per_step, fingerprint="toy",
         )  # fmt: skip
 
@@ -139,16 +149,19 @@ def run(
     resume: Path | None = None,
     validate: bool = False,
     accumulate: int = ACCUMULATE,
+    dataset: type[Micro] = Micro,
+    reduction: str = "token",
     **settings: Any,
 ) -> tuple[Logged, Toy]:
-    diary, module = Diary(), Toy()
+    diary, module, data = Diary(), Toy(), ToyData(validate=validate, dataset=dataset)
+    data.loss_reduction = reduction
     trainer = Trainer(
         accelerator="cpu", logger=diary, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         callbacks=list(callbacks), enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         accumulate_grad_batches=accumulate, num_sanity_val_steps=0, **{"max_epochs": EPOCHS} | settings,
     )  # fmt: skip
     try:
-        trainer.fit(module, ToyData(validate=validate), ckpt_path=resume, weights_only=False)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=False)
     except Killed:
         trainer.strategy.teardown()
     return diary.entries, module
@@ -237,14 +250,40 @@ def test_rest_of_an_epoch_after_more_steps_were_allowed(whole: Logged, tmp_path:
     assert entries == whole[2:]
 
 
-def test_other_micro_batches_only_from_the_end_of_an_epoch(tmp_path: Path) -> None:
-    inside, end = tmp_path / "inside.ckpt", tmp_path / "end.ckpt"
-    run(End("on_train_batch_end", ACCUMULATE, inside))
-    with pytest.raises(ConfigurationError, match=r"steps had 2 micro-batches per rank, a step has 3 now"):
-        run(resume=inside, accumulate=3)
-    run(End("on_train_epoch_end", 1, end))
-    entries, _ = run(resume=end, accumulate=3)
-    assert [step for step, _ in entries] == [3, 4, 5]
+@pytest.mark.parametrize("now", [1, 3, 4])
+def test_other_micro_batches_from_every_place(now: int, tmp_path: Path) -> None:
+    """The place is that of a step: also where there are fewer micro-batches now than those that were trained on."""
+    one, _ = run(dataset=Shares)
+    for hook, calls in PLACES:
+        for call in range(1, calls + 1):
+            path = tmp_path / f"{hook}_{call}.ckpt"
+            run(End(hook, call, path), dataset=Shares)
+            steps = steps_in(path)
+            entries, module = run(resume=path, accumulate=now, dataset=Shares, validate=True)
+            assert [step for step, _ in entries] == list(range(steps, EPOCHS * STEPS)), path.stem
+            assert [loss for _, loss in entries] == pytest.approx([loss for _, loss in one[steps:]], rel=1e-5)
+            ends = [epoch * STEPS * now for epoch in range(1, EPOCHS + 1) if epoch * STEPS > steps]
+            assert module.validated == [end for end in ends for _ in range(2)], path.stem
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    """Resumed with other micro-batches, ended again in the middle, and resumed as it began."""
+    one, _ = run(dataset=Shares)
+    run(End("on_train_batch_end", 3, tmp_path / "first.ckpt"), dataset=Shares)
+    again = End("on_train_batch_end", 5, tmp_path / "second.ckpt")
+    run(again, resume=tmp_path / "first.ckpt", accumulate=4, dataset=Shares)
+    entries, _ = run(resume=tmp_path / "second.ckpt", dataset=Shares)
+    assert steps_in(tmp_path / "second.ckpt") == 2
+    assert [loss for _, loss in entries] == pytest.approx([loss for _, loss in one[2:]], rel=1e-5)
+
+
+def test_other_micro_batches_where_the_loss_depends_on_them(tmp_path: Path) -> None:
+    place = End("on_train_batch_end", ACCUMULATE, tmp_path / "inside.ckpt")
+    run(place, reduction="micro_batch")
+    with pytest.raises(ConfigurationError, match=r"a step had 2 of them over 1 ranks .* has 3 now; resume with ranks"):
+        run(resume=tmp_path / "inside.ckpt", accumulate=3, reduction="micro_batch")
+    entries, _ = run(resume=tmp_path / "inside.ckpt", reduction="micro_batch")
+    assert len(entries) == EPOCHS * STEPS - 1
 
 
 def test_checkpoint_without_a_place_in_training() -> None:

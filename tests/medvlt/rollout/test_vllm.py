@@ -147,6 +147,7 @@ def arguments_of_a_start(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**30))
     monkeypatch.setattr(engine_module, "import_vllm", lambda: SimpleNamespace(LLM=record, __version__="0.32.0"))
     monkeypatch.setattr(engine_module, "isolated", lambda **_: nullcontext())
     monkeypatch.setattr(engine_module, "banning_processor", tuple)

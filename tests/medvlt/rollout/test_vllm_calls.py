@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medvlt.data.encoder import PromptEncoder
-from medvlt.errors import EngineError
+from medvlt.errors import ConfigurationError, EngineError
 from medvlt.rollout import vllm as engine_module
 from medvlt.rollout.store_identity import folder_fingerprint
 from medvlt.rollout.vllm import VLLMEngine
@@ -40,6 +40,7 @@ class Recorder:
         read: How many tensors `collective_rpc` takes before it returns or raises.
         answers: How many prompts are answered; None for all.
         held: What its frames held when it failed.
+        free: Free memory of the GPU in bytes, of 1 GiB.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Recorder:
         self.read = len(TENSORS)
         self.answers: int | None = None
         self.held: list[weakref.ref[Activations]] = []
+        self.free = 2**30
         self.model_config = SimpleNamespace(dtype=torch.float32)
         self.llm_engine = SimpleNamespace(
             engine_core=None, reset_encoder_cache=lambda: self.note("reset pictures' features")
@@ -82,8 +84,8 @@ class Recorder:
     def sleep(self, level: int) -> None:
         self.note(f"sleep {level}")
 
-    def wake_up(self) -> None:
-        self.note("wake_up")
+    def wake_up(self, tags: list[str]) -> None:
+        self.note(f"wake {', '.join(tags)}")
 
 
 @pytest.fixture
@@ -105,6 +107,7 @@ def engine(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tiny_folder: Pat
     vllm = SimpleNamespace(LLM=LLM, __version__="0.32.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (recorder.free, 2**30))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: recorder.calls.append("empty_cache"))
     monkeypatch.setattr(engine_module, "import_vllm", lambda: vllm)
     monkeypatch.setattr(engine_module, "isolated", lambda **_: nullcontext())
@@ -134,12 +137,43 @@ def test_memory_is_there_before_vllm_takes_it(engine: VLLMEngine, recorder: Reco
     recorder.calls.clear()
     for step in (engine.wake, engine.sleep, engine.sleep, engine.wake, engine.wake):
         step()
-    assert recorder.calls == ["sleep 1", "empty_cache", "wake_up"]
+    assert recorder.calls == ["sleep 1", "empty_cache", "wake weights"]
+
+
+def test_weights_are_loaded_while_the_cache_has_no_memory(engine: VLLMEngine, recorder: Recorder) -> None:
+    """What is gathered of a sharded policy needs room; the cache takes its own when something is sampled."""
+    engine.sleep()
+    recorder.calls.clear()
+    engine.wake()
+    engine.load_weights(TENSORS.items(), version=1)
+    assert [call for call in recorder.calls if "reset" not in call] == ["empty_cache", "wake weights", "load"]
+    recorder.calls.clear()
+    for _ in range(2):
+        assert len(sample(engine)) == 2
+    assert recorder.calls == ["empty_cache", "wake kv_cache", "generate", "generate"]
+    engine.sleep()
+    engine.wake()
+    recorder.calls.clear()
+    engine.sleep()  # vLLM does nothing to an engine that sleeps in part
+    assert recorder.calls == ["empty_cache", "wake kv_cache", "sleep 1"]
+
+
+def test_too_little_free_memory_is_found_before_vllm_starts(
+    engine: VLLMEngine, recorder: Recorder, tiny_folder: Path
+) -> None:
+    engine.close()
+    recorder.calls.clear()
+    recorder.free = 2**28
+    with pytest.raises(ConfigurationError, match=r"0\.5 is 0\.5 GiB of this GPU, and 0\.2 GiB are free"):
+        start(engine, tiny_folder)
+    assert "build" not in recorder.calls
+    recorder.free = 2**29
+    start(engine, tiny_folder)
 
 
 def test_an_engine_that_does_not_wake_up_is_dead(engine: VLLMEngine, recorder: Recorder, tiny_folder: Path) -> None:
     engine.sleep()
-    recorder.errors["wake_up"] = torch.OutOfMemoryError("CUDA out of memory")
+    recorder.errors["wake weights"] = torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(EngineError, match=r"vLLM failed while it woke up: OutOfMemoryError: CUDA out of memory; close"):
         engine.wake()
     recorder.errors.clear()
@@ -148,7 +182,19 @@ def test_an_engine_that_does_not_wake_up_is_dead(engine: VLLMEngine, recorder: R
             step()
     start(engine, tiny_folder)
     assert len(sample(engine)) == 2
-    assert recorder.calls.count("wake_up") == 1
+    assert recorder.calls.count("wake weights") == 1
+
+
+def test_a_cache_that_gets_no_memory_ends_the_engine(engine: VLLMEngine, recorder: Recorder, tiny_folder: Path) -> None:
+    engine.sleep()
+    engine.wake()
+    recorder.errors["wake kv_cache"] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(EngineError, match=r"while it took the memory of its KV cache: OutOfMemoryError"):
+        sample(engine)
+    recorder.errors.clear()
+    start(engine, tiny_folder)
+    assert len(sample(engine)) == 2
+    assert recorder.calls.count("wake kv_cache") == 1  # a new engine is awake
 
 
 def test_new_weights_clear_all_caches(engine: VLLMEngine, recorder: Recorder) -> None:
