@@ -40,7 +40,7 @@ class RankWatchdog(Callback):
         beat_seconds: Between two heartbeats.
     """
 
-    def __init__(self, silence_seconds: float = 30.0, beat_seconds: float = 2.0) -> None:
+    def __init__(self, silence_seconds: float = 45.0, beat_seconds: float = 2.0) -> None:
         if not 0 < 2 * beat_seconds <= silence_seconds:
             raise ConfigurationError(
                 "RankWatchdog: silence_seconds must be at least two heartbeats, and a heartbeat above 0 s, got "

@@ -17,13 +17,14 @@ from typing import Any
 import jsonargparse
 import torch.distributed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 import callbacks
 import datamodules
 import lightning_modules
+from callbacks import RankWatchdog
 from lightning_modules import PolicyModule
 from medvlt.curation.commands import import_sources
 from medvlt.distributed import lost_message, lost_rank, world
@@ -80,10 +81,19 @@ class MedvltCLI(LightningCLI):
             self.trainer.ckpt_path = arguments.pop("ckpt_path")
         return arguments
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """As Lightning's, with a `RankWatchdog` before all other callbacks unless the config has one."""
+        given = config.get("callbacks") or []
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        if not any(isinstance(callback, RankWatchdog) for callback in given):
+            given.insert(0, RankWatchdog())
+        return super()._instantiate_trainer(config | {"callbacks": given}, callbacks)
+
     def instantiate_classes(self) -> None:
         """Builds Trainer, model and data; what a setting refuses is reported in its own words."""
         try:
             super().instantiate_classes()
+            check_processes(self.trainer)
         except ValueError as error:
             raise ConfigurationError(own_words(error)) from error
         check_strategy(self.trainer)
@@ -143,6 +153,17 @@ def _found_out(error: BaseException) -> str:
             return "; ".join(notes)
         cause = cause.__cause__ or cause.__context__
     return ""
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Compares the processes that torchrun or Slurm started with what the config says; Lightning believes the config.
+
+    Raises:
+        ValueError: In Lightning's words.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None and environment.creates_processes_externally:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 import medvlt.cli  # noqa: F401 - before a test captures its output, as Lightning's logger keeps the stream it finds
+from callbacks import RankWatchdog
 from medvlt.__main__ import main
 from medvlt.errors import readable
 
@@ -282,3 +284,26 @@ def test_strategies_that_this_machine_cannot_run(
     )  # fmt: skip
     assert re.search(message, said)
     assert not list((config.parent / "out").glob("*"))
+
+
+def test_processes_that_torchrun_started_must_be_those_of_the_config(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning alone would train on fewer ranks than the config says."""
+    started = {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in (started | {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "any"}).items():
+        monkeypatch.setenv(name, value)
+    said = fails(capsys, "fit", "--config", str(config), "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert "devices=2" in said
+    assert "does not match the world size (1)" in said
+
+
+def test_every_run_is_watched_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, *args, **kwargs: trainers.append(self))
+    own = "--trainer.callbacks+=RankWatchdog", "--trainer.callbacks.silence_seconds=9"
+    for options, silence in (((), 45), (own, 9)):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(config), *options])
+        found = [c for c in trainers[-1].callbacks if isinstance(c, RankWatchdog)]  # type: ignore[attr-defined]
+        assert [watchdog.silence_seconds for watchdog in found] == [silence]
