@@ -96,7 +96,7 @@ class MedvltCLI(LightningCLI):
             check_processes(self.trainer)
         except ValueError as error:
             raise ConfigurationError(own_words(error)) from error
-        check_strategy(self.trainer)
+        check_machine(self.trainer)
         if isinstance(self.model, PolicyModule):  # its checkpoints say how they came to be
             self.model.run_config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
 
@@ -166,7 +166,7 @@ def check_processes(trainer: Trainer) -> None:
         environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
-def check_strategy(trainer: Trainer) -> None:
+def check_machine(trainer: Trainer) -> None:
     """Refuses a strategy that this machine cannot run, in place of Lightning's error after the model is loaded."""
     if type(trainer.strategy) is DeepSpeedStrategy and trainer.strategy.root_device.type != "cuda":
         raise ConfigurationError(

@@ -12,12 +12,14 @@
 #SBATCH --output=medvlt-%j.out
 
 # block: engines that ranks share need ranks numbered node by node. --ckpt_path last begins anew where there is none.
-srun --kill-on-bad-exit=1 --distribution=block --label \
+# wait: what is left 120 s after the first rank has ended is ended, too; until then the others find out which one it was
+srun --wait=120 --distribution=block --label \
   medvlt fit --config grpo/m23k_32b.yaml --config hardware/4x8gpu.yaml --ckpt_path last
 code=$?
 
-# 75: a rank or a node was lost and nothing is wrong with the command, so it goes on from last.ckpt, five times at most
-if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 5 ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# Something was lost and nothing is wrong with the command: 75 is medvlt's word for it, 137 and 143 are ranks that were
+# killed, whose code srun prefers as the higher one. Then it goes on from last.ckpt, five times at most.
+case "$code" in
+  75 | 137 | 143) [ "${SLURM_RESTART_COUNT:-0}" -ge 5 ] || scontrol requeue "$SLURM_JOB_ID" ;;
+esac
 exit "$code"

@@ -1,93 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole at every instant: killed at each step of a save, and at random; disks that are full."""
+"""Checkpoints that are whole at every instant: killed at each step of a save, and at random."""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cpu_strategies import Kind, free_port, strategy
+from cpu_strategies import free_port
 from kill_and_resume import CONTEXT
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader
+from toy_checkpoints import Wide, again, hidden_names, load, numbers, trainer, visible
 
 from callbacks import AtomicCheckpoint, swapping
-from callbacks.checkpoints import write_checkpoint
-from medvlt.errors import ConfigurationError, DataError, LostRankError
-from medvlt.models.sharded_folder import read_index, read_tensors
-
-
-class Wide(LightningModule):
-    """A layer whose checkpoints take a while to write; sharded if the strategy has a mesh."""
-
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        self.width = width
-
-    def configure_model(self) -> None:
-        if hasattr(self, "line"):
-            return
-        self.line = nn.Linear(self.width, self.width)
-        if self.device_mesh is not None:
-            fully_shard(self.line, mesh=self.device_mesh["data_parallel"])
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss: Tensor = self.line(batch).square().mean()
-        self.log("loss", loss)
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=0.1)
-
-
-def trainer(*callbacks: Any, **settings: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks),
-        **{"devices": 1, "logger": False, "max_epochs": 1} | settings,
-    )  # fmt: skip
-
-
-def numbers(count: int, width: int = 4) -> DataLoader[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return DataLoader(torch.randn(count, width, generator=generator), batch_size=1)  # type: ignore[arg-type]
-
-
-def load(path: Path) -> int:
-    """Reads all of a checkpoint, file or folder; returns its step."""
-    if not path.is_dir():
-        return int(torch.load(path, weights_only=True)["global_step"])
-    assert read_tensors(path, read_index(path), "")
-    return int(torch.load(path / "meta.pt", weights_only=True)["global_step"])
-
-
-def visible(folder: Path) -> list[Path]:
-    """What Lightning could take for a checkpoint."""
-    return sorted(path for path in folder.iterdir() if path.suffix == ".ckpt")
-
-
-def hidden_names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
-
+from medvlt.errors import ConfigurationError
 
 SETTINGS: list[dict[str, Any]] = [
     {"save_top_k": 1, "save_last": True},
@@ -201,13 +139,6 @@ def whole_in(path: Path) -> bool:
     return len({torch.load(part, weights_only=True)["global_step"] for part in parts}) == 1
 
 
-def again(fit: Trainer, keeper: AtomicCheckpoint, step: int) -> None:
-    """What the callback does after an optimizer step."""
-    candidates = {"epoch": torch.tensor(0), "step": torch.tensor(step)}
-    keeper._save_topk_checkpoint(fit, candidates)
-    keeper._save_last_checkpoint(fit, candidates)
-
-
 WIDTH = 600
 
 
@@ -250,131 +181,6 @@ def load_quickly(path: Path) -> int:
         return load(path)
     except (OSError, ConfigurationError):
         return 0
-
-
-@contextmanager
-def full(strategy: Any) -> Iterator[None]:
-    """A disk that is full when half is written."""
-
-    def save(checkpoint: dict[str, Any], filepath: Path, storage_options: Any = None) -> None:
-        filepath.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    strategy.save_checkpoint = save
-    yield
-    del strategy.save_checkpoint
-
-
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper = AtomicCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1)
-    fit = trainer(keeper, max_steps=1)
-    fit.fit(Wide(), numbers(3))
-    before = visible(tmp_path)
-    with full(fit.strategy), pytest.raises(DataError, match="No space left on device") as caught:
-        again(fit, keeper, 2)
-    assert f"the last whole one is {before[0]}: resume with --ckpt_path {before[0]}" in str(caught.value)
-    assert visible(tmp_path) == before
-    assert not hidden_names(tmp_path)
-    with full(fit.strategy), pytest.raises(DataError, match=r"cannot write the checkpoint .*No space left"):
-        write_checkpoint(fit, before[0])  # the one that is there
-    assert load(before[0]) == 1
-
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000))
-    with pytest.raises(DataError, match=r"took .* GB and .* has 1e-06 GB left; free .* or more; the last whole one"):
-        again(fit, keeper, 3)
-    assert visible(tmp_path) == before
-
-
-def test_an_error_of_writing_is_not_answered_by_writing(tmp_path: Path) -> None:
-    """Nor is the loss of a rank, without which nothing can be written."""
-
-    class Fail(Callback):
-        def __init__(self, error: Exception) -> None:
-            self.error = error
-
-        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-            raise self.error
-
-    for error, kept in ((RuntimeError("of another kind"), 1), (LostRankError("a rank is gone"), 0)):
-        keeper = AtomicCheckpoint(dirpath=tmp_path / type(error).__name__, save_on_exception=True)
-        with pytest.raises(type(error)):
-            trainer(Fail(error), keeper).fit(Wide(), numbers(3))
-        assert len(visible(tmp_path / type(error).__name__) if kept else []) == kept
-        assert (tmp_path / type(error).__name__).exists() == bool(kept)
-    keeper = AtomicCheckpoint(dirpath=tmp_path / "full", save_on_exception=True, every_n_train_steps=2)
-    fit = trainer(keeper)
-    with full(fit.strategy), pytest.raises(DataError, match="No space left") as caught:
-        fit.fit(Wide(), numbers(3))
-    assert caught.value.__context__ is caught.value.__cause__  # the first error, not one of a second attempt
-
-
-def test_really_full_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    try:
-        keeper = AtomicCheckpoint(dirpath=disk, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        with pytest.raises(DataError, match=r"the last whole one is .*step=\d.ckpt: resume with") as caught:
-            trainer(keeper).fit(Wide(150), numbers(9, 150))  # 270 kB each
-        assert "cannot write the checkpoint" in str(caught.value)
-        assert [load(path) for path in visible(disk)] == [1, 2, 3]
-        assert not hidden_names(disk)
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def failing_rank(rank: int, port: int, kind: Kind, folder: Path) -> None:
-    """Two ranks write a folder, and the disk of the second is full at the second time."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
-    keeper = AtomicCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    sharded = strategy(kind)
-    if kind == "zero3":  # then it gathers the parameters that it keeps whole after it has written
-        sharded.config["zero_optimization"]["stage3_param_persistence_threshold"] = 10**5
-    fit = trainer(keeper, max_steps=1, devices=2, strategy=sharded)
-    fit.fit(Wide(), numbers(3))
-    writer: Any = fit.strategy.deepspeed_engine.checkpoint_engine if kind == "zero3" else FileSystemWriter
-    name = "save" if kind == "zero3" else "write_data"
-    write = getattr(writer, name)
-
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        if rank == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(*args, **kwargs)
-
-    setattr(writer, name, fail)
-    try:
-        again(fit, keeper, 2)
-    except DataError as error:
-        (folder / f"{rank}.txt").write_text(str(error))
-    setattr(writer, name, write)
-    again(fit, keeper, 3)
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
-def test_disk_of_one_rank_is_full(kind: Kind, tmp_path: Path) -> None:
-    """Both say so, nothing is left of it, and they can still write together."""
-    if kind == "zero3":
-        pytest.importorskip("deepspeed")
-    port = free_port()
-    processes = [CONTEXT.Process(target=failing_rank, args=(rank, port, kind, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    for rank in range(2):
-        said = (tmp_path / f"{rank}.txt").read_text()
-        assert "step=2.ckpt: " in said
-        assert "rank 1: " in said or rank == 1
-        assert "No space left on device" in said
-        assert "the last whole one is" in said
-    assert [path.name for path in visible(tmp_path)] == ["step=1.ckpt", "step=3.ckpt"]
-    assert not hidden_names(tmp_path)
 
 
 def test_what_a_killed_run_left_is_no_checkpoint(tmp_path: Path) -> None:

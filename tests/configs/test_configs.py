@@ -146,9 +146,25 @@ def short(value: Any) -> Any:
 
 
 def check_hardware(settings: dict[str, Any], fragment: str) -> None:
-    wanted = yaml.safe_load((CONFIGS / fragment).read_text())["trainer"]
-    for key in ("accelerator", "devices", "accumulate_grad_batches"):
-        assert settings["trainer"][key] == wanted[key]
+    wanted = yaml.safe_load((CONFIGS / fragment).read_text())
+    strategy, found = wanted["trainer"].pop("strategy"), settings["trainer"]["strategy"]
+    for key, value in wanted["trainer"].items():
+        assert settings["trainer"][key] == value, (fragment, key)
+    for key, value in wanted.get("model", {"init_args": {"backbone": {}}})["init_args"]["backbone"].items():
+        assert settings["model"]["init_args"]["backbone"][key] == value, (fragment, key)
+    if isinstance(strategy, str):
+        assert found == strategy
+    else:
+        assert found["class_path"].endswith(f".{strategy['class_path']}")
+        assert {key: found["init_args"][key] for key in strategy["init_args"]} == strategy["init_args"]
+
+
+def test_several_gpus_share_the_weights() -> None:
+    for fragment in HARDWARE:
+        trainer = yaml.safe_load((CONFIGS / fragment).read_text())["trainer"]
+        strategy = trainer["strategy"]
+        assert (strategy == "auto") == (trainer["devices"] == 1), fragment
+        assert strategy == "auto" or strategy["class_path"] == "FSDP2Strategy", fragment
 
 
 def check_algorithm(settings: dict[str, Any], fragment: str) -> None:
@@ -386,6 +402,9 @@ def test_recipes_train_two_steps(name: str, tiny_folder: Path, tmp_path: Path, m
     metrics = next((tmp_path / "runs").rglob("metrics.csv")).read_text()
     assert "train/loss" in metrics
     assert "lr-AdamW" in metrics
+    record = read_stored(kept[0]).record
+    config = yaml.safe_load(record["config"])
+    assert (config["trainer"]["max_epochs"], config["model"]["class_path"]) == (1, "lightning_modules.SFTModule")
 
 
 @pytest.mark.parametrize("fragment", ADAPTERS)

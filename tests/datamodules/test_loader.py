@@ -45,7 +45,9 @@ def test_other_micro_batches_only_between_epochs(items: int) -> None:
     """Lightning counts them to find the end of a step; inside an epoch `begin_at_step` has to rewrite both."""
     resumed = loader(per_step=3)
     if items % 6:
-        with pytest.raises(ConfigurationError, match=r"2 micro-batches per rank, a step has 3 now; .* rewrites the counts"):
+        with pytest.raises(
+            ConfigurationError, match=r"2 micro-batches per rank, a step has 3 now; .* rewrites the counts"
+        ):
             resumed.load_state_dict(after(items))
     else:
         resumed.load_state_dict(after(items))
