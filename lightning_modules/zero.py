@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
+
+from medvlt.models.deepspeed_folder import KNOWN_CLASSES
 
 SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Goes before the argument `weights_only` of `torch.load`."""
@@ -49,12 +52,8 @@ def prepare_deepspeed(strategy: Strategy) -> None:
 
 @contextmanager
 def plain_values_only() -> Iterator[None]:
-    """Makes `torch.load` read tensors, plain values and three classes of DeepSpeed, whatever its caller asks for."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    known = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+    """Makes `torch.load` read tensors, plain values and known classes of DeepSpeed, whatever its caller asks for."""
+    known = [pkgutil.resolve_name(name) for name in KNOWN_CLASSES]
     # DeepSpeed asks for pickle in so many words, and torch has this switch for such libraries
     before = os.environ.get(SWITCH)
     os.environ[SWITCH] = "1"

@@ -8,7 +8,6 @@ in it is unpickled without restriction.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +25,6 @@ CheckpointKind: TypeAlias = Literal["file", "sharded", "deepspeed"]
 
 PREFIX = "policy."
 """In front of every weight in a checkpoint: the attribute of `PolicyModule` that holds the policy."""
-
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
-"""What `torch.load` raises for a file that is damaged, cut off, or no checkpoint at all."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +85,8 @@ def read_stored(path: Path) -> StoredCheckpoint:
 def read_weights(stored: StoredCheckpoint) -> dict[str, Tensor]:
     """Reads the weights of the policy, by the names of `Policy.state_dict`; of adapters only where only they are there.
 
-    Those of a single file stay on the disk until they are used; shards are put together in memory. DeepSpeed's ZeRO-3
-    gives the optimizer's float32 weights, ZeRO-1 and ZeRO-2 those that the forward used.
+    Those of a single file stay on the disk until they are used; shards are put together in memory. DeepSpeed's folders
+    give the optimizer's float32 weights, also where the forward used them rounded to bfloat16.
 
     Raises:
         ConfigurationError: If a part cannot be read, or holds something else than tensors.
@@ -114,7 +110,7 @@ def load_safely(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UNREADABLE as error:
+    except deepspeed_folder.UNREADABLE as error:
         raise ConfigurationError(
             f"{path} cannot be read as a checkpoint: {error}. It is cut off, damaged or of another program; take "
             "another checkpoint"

@@ -32,13 +32,19 @@ class _Ignored:
     def __init__(self, *_: object) -> None: ...
 
 
-_SAFE: list[Any] = [
-    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
-    (_Ignored, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
-    (_Ignored, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
-    (_Ignored, "deepspeed.utils.tensor_fragment.fragment_address"),
-]
-"""What DeepSpeed's files name besides tensors and plain values; none of its code runs."""
+KNOWN_CLASSES = (
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""What DeepSpeed's files name besides tensors and plain values."""
+
+_SAFE: list[Any] = [(int if name.endswith("Enum") else _Ignored, name) for name in KNOWN_CLASSES]
+"""Stand-ins for these classes; none of DeepSpeed's code runs."""
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+"""What `torch.load` raises for a file that is damaged, cut off, or no checkpoint at all."""
 
 
 def looks_like(folder: Path) -> bool:
@@ -47,7 +53,7 @@ def looks_like(folder: Path) -> bool:
 
 
 def check_files(folder: Path) -> Path:
-    """Checks that every rank's files are there.
+    """Checks that every rank's files are there and not cut off.
 
     Returns:
         The file with Lightning's state.
@@ -69,27 +75,65 @@ def check_files(folder: Path) -> Path:
     state = whole if whole.is_file() else first
     stored = _load(state)
     if stored.get("param_shapes") is not None:  # else there is no ZeRO, and all is in this file
-        _optimizer_shares(folder, int(stored["dp_world_size"]))
+        ranks = int(stored["dp_world_size"])
+        for path in _optimizer_shares(folder, ranks) + ([] if state == whole else _model_shares(folder, ranks)):
+            _load(path)  # maps it, and finds its end
     return state
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Reads whole weights, by their names in the module.
+    """Reads whole weights, by their names in the module; the trained ones as the optimizer has them, in float32.
 
     Raises:
         ConfigurationError: If a file is damaged, or the shares of the ranks do not fit together.
     """
     if (folder / FILES / WHOLE).is_file():
-        weights: dict[str, Tensor] = dict(_load(folder / FILES / WHOLE).get("module") or {})
+        return _whole_tensors(folder)
+    return _split_tensors(folder)
+
+
+def _whole_tensors(folder: Path) -> dict[str, Tensor]:
+    """Reads what ZeRO-1 and ZeRO-2 save; without ZeRO, weights are as the forward used them."""
+    state = _load(folder / FILES / WHOLE)
+    weights: dict[str, Tensor] = dict(state.get("module") or {})
+    if state.get("param_shapes") is None:
         return weights
+    shares = [_load(path)["optimizer_state_dict"] for path in _optimizer_shares(folder, int(state["dp_world_size"]))]
+    masters: dict[str, Tensor] = {}
+    for number, shapes in enumerate(state["param_shapes"]):  # a group of the optimizer is cut into one piece per rank
+        try:
+            flat = torch.cat([share["single_partition_of_fp32_groups"][number].detach().flatten() for share in shares])
+            paddings = shares[0].get("param_alignment_paddings") or {}
+            after = list(paddings[number]) if paddings else [0] * len(shapes)
+            begin = 0
+            for (name, shape), padding in zip(shapes.items(), after, strict=True):
+                masters[name] = flat[begin : begin + math.prod(shape)].view(shape)
+                begin += math.prod(shape) + padding
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"{folder}: the ranks' float32 weights are not laid out as this version knows it ({error!r}); take "
+                "another checkpoint"
+            ) from error
+    for name, master in masters.items():
+        if name not in weights or not torch.equal(master.to(weights[name].dtype), weights[name]):
+            raise ConfigurationError(
+                f"{folder}: the float32 weights of {name} are not those that the forward used, rounded; its files are "
+                "of different steps or are damaged; take another checkpoint"
+            )
+    aliases = {name: masters[same] for name, same in (state.get("shared_params") or {}).items() if same in masters}
+    return weights | masters | aliases
+
+
+def _split_tensors(folder: Path) -> dict[str, Tensor]:
+    """Reads what ZeRO-3 saves: of every weight a share for each rank."""
     ranks = int(_load(folder / FILES / SHARE.format(rank=0))["dp_world_size"])
-    states = [_load(folder / FILES / SHARE.format(rank=rank)) for rank in range(ranks)]
+    states = [_load(path) for path in _model_shares(folder, ranks)]
     trained = []
     for path in _optimizer_shares(folder, ranks):
         groups = _load(path)["optimizer_state_dict"]["fp32_flat_groups"]
         trained.append(torch.cat([group.detach().flatten() for group in groups]))
     first = states[0]
-    weights = {name: first["module"][name] for name in first["buffer_names"]}
+    weights: dict[str, Tensor] = {name: first["module"][name] for name in first["buffer_names"]}
     for name, shape in (first["frozen_param_shapes"] or {}).items():
         shares = [state["frozen_param_fragments"][name].flatten() for state in states]
         weights[name] = torch.cat(shares)[: math.prod(shape)].view(shape)
@@ -106,10 +150,18 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return weights | {name: weights[same] for name, same in (first["shared_params"] or {}).items() if same in weights}
 
 
+def _model_shares(folder: Path, ranks: int) -> list[Path]:
+    return _shares(folder, ranks, SHARE)
+
+
 def _optimizer_shares(folder: Path, ranks: int) -> list[Path]:
+    return _shares(folder, ranks, OPTIMIZER_SHARE)
+
+
+def _shares(folder: Path, ranks: int, of_rank: str) -> list[Path]:
     shares = []
     for rank in range(ranks):
-        pattern = OPTIMIZER_SHARE.format(rank=rank)
+        pattern = of_rank.format(rank=rank)
         found = sorted((folder / FILES).glob(pattern))
         if not found:
             raise ConfigurationError(
@@ -124,7 +176,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_SAFE):
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise ConfigurationError(
             f"{path} cannot be read as a file of DeepSpeed: {error}. It is cut off, damaged or of another release; "
             "take another checkpoint"

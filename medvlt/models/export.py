@@ -16,10 +16,11 @@ from medvlt.data.encoder import PromptEncoder
 from medvlt.data.files import replacing
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.models.checkpoints import read_stored
+from medvlt.models.loading import Backbone
 from medvlt.models.model_card import CARD, CONFIG, CardFacts, model_card
 from medvlt.models.model_folder import copy_files, merged_weights, save_adapter, save_model
 from medvlt.models.push import check_push, push_folder
-from medvlt.models.restore import read_base, restore_policy, trained_encoder
+from medvlt.models.restore import read_base, restore_policy, trained_encoder, unknown_base
 from medvlt.models.verify_export import (
     Answer,
     ExportCheck,
@@ -50,12 +51,16 @@ def export(
 
     The folder has the weights as safetensors under their Hub names, the tokenizer, chat template, picture settings
     and generation settings of the base, a model card and the configuration of the run. transformers and vLLM load it,
-    and `backbone.name` of another run may name it. Everything is done in main memory, in one process.
+    and `backbone.name` of another run may name it. Everything is done in main memory, in one process. Trained weights
+    are the float32 ones of the optimizer, also where DeepSpeed's forward used bfloat16. Adapters on four-bit weights
+    are merged into the floats that those stand for.
 
     Args:
         checkpoint: File or folder that `medvlt fit` wrote, under any strategy.
         output: Folder to make; it must not exist, or be empty.
-        base: Folder or Hub name of the model that was trained, if it is no longer where the run found it.
+        base: Folder or Hub name of the model that was trained, if it is no longer where the run found it. For adapters
+            its weights are compared with the fingerprint in the checkpoint; where that has none, another name on the
+            Hub is refused, a folder is taken, and the card says so.
         dtype: Of the weights; "auto" rounds nothing.
         adapter: Write the LoRA adapters alone, for `PeftModel.from_pretrained(base, output)`.
         check: Load what was written and compare its answers to a text and a picture with the policy's: "transformers",
@@ -81,7 +86,9 @@ def export(
         )
     place = (settings.name, settings.revision) if base is None else (base, None)
     start = read_base(*place, weights=stored.adapters_only or adapter)
-    stored = replace(stored, backbone=replace(settings, name=start.name, revision=start.revision))
+    doubt = unknown_base(stored, start) if stored.adapters_only or adapter else ""
+    if doubt:
+        _say(f"warning: {doubt}")
     encoder = trained_encoder(stored, start)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     policy = restore_policy(stored, start)
@@ -95,11 +102,11 @@ def export(
                 written = save_model(temporary, merged_weights(policy, wanted), start.config)
             del policy  # before another copy is loaded
             copy_files(start.folder, temporary)
-            card = model_card(CardFacts(target.name, stored, start, encoder, written, adapter))
+            card = model_card(CardFacts(target.name, stored, start, encoder, written, adapter, doubt))
             (temporary / CARD).write_text(card, encoding="utf-8")
             if stored.record.get("config"):
                 (temporary / CONFIG).write_text(str(stored.record["config"]), encoding="utf-8")
-            adapter_of = (start.folder, settings.dtype) if adapter else None
+            adapter_of = replace(settings, name=str(start.folder), revision=None) if adapter else None
             for line in verify(temporary, expected, encoder, check, computed, written, adapter_of):
                 _say(line)
     except SafetensorError as error:
@@ -116,7 +123,7 @@ def verify(
     check: ExportCheck,
     computed: torch.dtype,
     written: torch.dtype,
-    adapter_of: tuple[Path, str] | None = None,
+    adapter_of: Backbone | None = None,
 ) -> list[str]:
     """Has a written folder answer, and compares.
 
@@ -127,8 +134,8 @@ def verify(
         check: By which library.
         computed: The type in which the policy answered.
         written: That of the written weights.
-        adapter_of: Folder of the base and the type it was trained in (`Backbone.dtype`), if the folder has adapters
-            alone.
+        adapter_of: The base in a folder here, with the type and the quantisation it was trained in, if the written
+            folder has adapters alone.
 
     Returns:
         What was found, a line for each library.
@@ -140,10 +147,11 @@ def verify(
         return []
     found = []
     theirs = replace(encoder, model=str(folder))
-    bound = tolerance(computed, written)
+    coarse = [] if adapter_of is None or adapter_of.quantization is None else [getattr(torch, adapter_of.dtype)]
+    bound = tolerance(computed, written, *coarse)  # four-bit layers compute in that type
     check_prompts(expected, encoder, theirs)
     if check in ("transformers", "both"):
-        model = load_written(folder) if adapter_of is None else load_adapter(folder, *adapter_of, computed)
+        model = load_written(folder) if adapter_of is None else load_adapter(folder, adapter_of, computed)
         found.append(check_transformers(model, expected, theirs, bound=bound))
         del model
     if check in ("vllm", "both"):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from medvlt.errors import ConfigurationError
-from medvlt.models.quantization import Quantization, quantization_config
+from medvlt.models.quantization import Quantization, keep_layout, quantization_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -138,6 +138,8 @@ def load_pretrained(settings: Backbone) -> Qwen2_5_VLForConditionalGeneration:
             f"the weights of {settings.name!r} do not cover the model: {len(missing)} tensors are missing or "
             f"of another shape and would be random, such as {', '.join(missing[:3])}. Use a complete checkpoint."
         )
+    if settings.quantization is not None:
+        keep_layout(model)
     return model
 
 

@@ -17,6 +17,7 @@ from medvlt import __version__
 from medvlt.curation.card import cell, markdown_table
 from medvlt.data.encoder import PromptEncoder
 from medvlt.models.checkpoints import StoredCheckpoint
+from medvlt.models.quantization import KEPT
 from medvlt.models.restore import Base
 from medvlt.rollout.store_identity import flat
 from medvlt.types import Sample
@@ -60,6 +61,7 @@ class CardFacts:
         encoder: Of the prompts that were trained.
         dtype: Of the written weights.
         adapter: Whether the folder has adapters alone.
+        doubt: What could not be made sure of the base; see `medvlt.models.restore.unknown_base`.
     """
 
     title: str
@@ -68,6 +70,7 @@ class CardFacts:
     encoder: PromptEncoder
     dtype: torch.dtype
     adapter: bool
+    doubt: str = ""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -115,23 +118,18 @@ def base_metadata(folder: Path) -> dict[str, Any]:
 def snippet(facts: CardFacts) -> str:
     """Returns Python that loads the folder it is run in and asks it the example question with a picture."""
     limits, wording = facts.encoder.images, facts.encoder.wording
-    lines = ["from PIL import Image", "from transformers import AutoModelForImageTextToText, AutoProcessor", ""]
     if facts.adapter:
-        dtype = facts.stored.backbone.dtype
-        lines[1:2] = ["from peft import PeftModel", lines[1]]
-        lines += [
-            f"base = {facts.base.name!r}",
-            'folder = "."  # this folder, or its name on the Hub',
-            f"model = AutoModelForImageTextToText.from_pretrained(base, dtype={dtype!r})",
-            "model = PeftModel.from_pretrained(model, folder)",
-        ]
+        lines = _adapter_lines(facts)
     else:
-        lines += [
+        lines = [
+            "from PIL import Image",
+            "from transformers import AutoModelForImageTextToText, AutoProcessor",
+            "",
             'folder = "."  # this folder, or its name on the Hub',
             'model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")',
         ]
     lines += [
-        f"processor = AutoProcessor.from_pretrained({'base' if facts.adapter else 'folder'})",
+        f"processor = AutoProcessor.from_pretrained({'base, revision=revision' if facts.adapter else 'folder'})",
         "processor.image_processor.size = "
         f'{{"shortest_edge": {limits.min_pixels}, "longest_edge": {limits.max_pixels}}}  # areas, as in training',
         "",
@@ -153,6 +151,34 @@ def snippet(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
+def _adapter_lines(facts: CardFacts) -> list[str]:
+    """Returns the lines that load base and adapters; the base in four bits where it was trained so."""
+    settings = facts.stored.backbone
+    kinds, options = "AutoModelForImageTextToText, AutoProcessor", [f"dtype={settings.dtype!r}"]
+    lines = [
+        f"base, revision = {facts.base.name!r}, {facts.base.revision!r}",
+        'folder = "."  # this folder, or its name on the Hub',
+    ]
+    if settings.quantization is not None:
+        kinds += ", BitsAndBytesConfig"
+        options.append("quantization_config=four_bits")
+        lines += [
+            "four_bits = BitsAndBytesConfig(  # as in training",
+            f"    load_in_4bit=True, bnb_4bit_quant_type={settings.quantization!r}, bnb_4bit_use_double_quant=True,",
+            f"    bnb_4bit_compute_dtype={settings.dtype!r}, llm_int8_skip_modules={KEPT!r},",
+            ")",
+        ]
+    return [
+        "from peft import PeftModel",
+        "from PIL import Image",
+        f"from transformers import {kinds}",
+        "",
+        *lines,
+        f"model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, {', '.join(options)})",
+        "model = PeftModel.from_pretrained(model, folder)",
+    ]
+
+
 def _origin(facts: CardFacts) -> str:
     stored, base = facts.stored, facts.base
     revision = "" if base.revision is None else f" at revision {_code(base.revision)}"
@@ -167,6 +193,15 @@ def _origin(facts: CardFacts) -> str:
         f"- trained: {parts}",
         f"- dtype: {str(facts.dtype).removeprefix('torch.')}",
     ]
+    if settings.quantization is not None:
+        kind = settings.quantization
+        lines.append(
+            f"- base in four bits: trained on a base in {kind}, through bitsandbytes; load it so for these adapters"
+            if facts.adapter
+            else f"- base in four bits: weights of the language model come from {kind} ones, with the adapters added"
+        )
+    if facts.doubt:
+        lines.append(f"- not known: {cell(facts.doubt)}")
     if stored.record.get("module"):
         lines.append(f"- method: {_code(str(stored.record['module']))}")
     if stored.record.get("base"):

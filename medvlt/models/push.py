@@ -14,6 +14,9 @@ from medvlt.errors import ConfigurationError, DataError
 FAILURES = (HfHubHTTPError, OSError, ValueError)
 """What the Hub's client raises: refusals, no network or offline mode, and bad arguments."""
 
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "adapter_*", "config.json", "training_config.yaml")
+"""What an older push may have left, and would be loaded or believed beside the new files."""
+
 
 def check_push(repository: str) -> None:
     """Refuses a push that cannot succeed, before hours of work.
@@ -48,6 +51,8 @@ def check_push(repository: str) -> None:
 def push_folder(folder: Path, repository: str, *, private: bool) -> str:
     """Uploads a folder, in a repository that is made if it is not there.
 
+    Weights and configurations of an older push that the folder does not have are deleted in the same commit.
+
     Args:
         folder: With all its files.
         repository: As "user/name".
@@ -63,11 +68,16 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> str:
     try:
         address = api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=folder, repo_type="model", commit_message="Written by medvlt export"
+            repo_id=repository,
+            folder_path=folder,
+            repo_type="model",
+            commit_message="Written by medvlt export",
+            delete_patterns=list(REPLACED),
         )
     except FAILURES as error:
+        delete = " ".join(f"--delete '{pattern}'" for pattern in REPLACED)
         raise DataError(
             f"{folder} is written, and could not be uploaded to {repository} ({type(error).__name__}: {error}); try "
-            f"again with `hf upload {repository} {folder}`"
+            f"again with `hf upload {repository} {folder} . {delete}`"
         ) from error
     return str(address)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvlt.imports import require
 
@@ -55,3 +55,28 @@ def dequantized(weight: Tensor) -> Tensor:
 
     value: Tensor = dequantize_4bit(weight.detach(), weight.quant_state)  # type: ignore[attr-defined]
     return value
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Keeps bitsandbytes from packing four-bit weights anew, in place, at an evaluating forward on some CPUs.
+
+    Where there is AVX512-BF16 it does so for speed, and `dequantize_4bit` then reads garbage from the packed bytes.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def expand(model: nn.Module) -> None:
+    """Replaces four-bit linear layers by ordinary ones with the values that their forward computes with."""
+    from bitsandbytes.nn import Linear4bit
+
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear4bit):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+                plain.weight = nn.Parameter(dequantized(layer.weight), requires_grad=False)
+                plain.bias = layer.bias
+                setattr(parent, name, plain)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -17,10 +17,11 @@ from transformers import PreTrainedConfig, Qwen2_5_VLForConditionalGeneration
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.images import ImageLimits
 from medvlt.data.prompts import PromptTemplate
-from medvlt.errors import ConfigurationError
+from medvlt.errors import ConfigurationError, listed
 from medvlt.models.checkpoints import StoredCheckpoint, read_weights
 from medvlt.models.loading import Backbone, load_backbone, model_not_found, prepare_backbone, read_config
 from medvlt.models.policy import Policy
+from medvlt.models.quantization import expand
 from medvlt.rollout.store_identity import encoder_identity, model_identity
 
 PROMPT_FILES = (
@@ -120,9 +121,14 @@ def restore_policy(stored: StoredCheckpoint, base: Base) -> Policy:
 
     Where only adapters are stored, the others are those of the base. All weights come in the narrowest type that holds
     every one of them exactly, so that float32 adapters on a bfloat16 base are computed, and merged, in float32.
+    Four-bit weights become the floats that they stand for.
+
+    Args:
+        stored: The checkpoint.
+        base: Compared by `unknown_base` where its weights are used.
 
     Raises:
-        ConfigurationError: If names or shapes differ, which are then listed, or another base was trained.
+        ConfigurationError: If names or shapes differ, which are then listed.
     """
     settings = replace(
         stored.backbone,
@@ -132,7 +138,6 @@ def restore_policy(stored: StoredCheckpoint, base: Base) -> Policy:
         gradient_checkpointing=False,
     )
     if stored.adapters_only:
-        _check_base(stored, base)
         policy = Policy(load_backbone(settings))
         expected: Mapping[str, Tensor] = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     else:
@@ -143,8 +148,9 @@ def restore_policy(stored: StoredCheckpoint, base: Base) -> Policy:
     policy.load_state_dict(weights, strict=False, assign=True)
     policy.base.tie_weights()  # assigned one by one, tied embeddings are two parameters
     policy.requires_grad_(False)
-    if settings.quantization is None:
-        policy.to(dtype=reduce(torch.promote_types, {parameter.dtype for parameter in policy.parameters()}))
+    if settings.quantization is not None:
+        expand(policy)
+    policy.to(dtype=reduce(torch.promote_types, {parameter.dtype for parameter in policy.parameters()}))
     return policy
 
 
@@ -154,14 +160,41 @@ def _empty_policy(settings: Backbone, config: PreTrainedConfig) -> Policy:
         return Policy(prepare_backbone(Qwen2_5_VLForConditionalGeneration(config).float(), settings))
 
 
-def _check_base(stored: StoredCheckpoint, base: Base) -> None:
-    trained = str(stored.record.get("base") or "")
-    found = model_identity(str(base.folder))
-    if trained and "@" not in trained and trained != found:
+def unknown_base(stored: StoredCheckpoint, base: Base) -> str:
+    """Compares the base that adapters are for with the one that was trained, by the fingerprints of their weights.
+
+    Where the run could not take one, only names are left to compare: another name or revision on the Hub is another
+    model, and is refused; a folder may be a copy of any, and is taken.
+
+    Args:
+        stored: With the name, revision and fingerprint of the base that was trained.
+        base: The one that is there, with its weights.
+
+    Returns:
+        What to tell the user where nobody can know that they are the same; else "".
+
+    Raises:
+        ConfigurationError: If they are not the same.
+    """
+    trained, found = str(stored.record.get("base") or ""), model_identity(str(base.folder))
+    if trained and "@" not in trained and "@" not in found:
+        if trained == found:
+            return ""
         raise ConfigurationError(
             f"{stored.path} holds adapters for {stored.backbone.name!r} with the weights {trained}, and {base.name!r} "
             f"has the weights {found}; name the base that was trained with --base"
         )
+    wanted = (stored.backbone.name, stored.backbone.revision or "main")
+    given = (base.name, base.revision or "main")
+    if given != wanted and not any(Path(name).is_dir() for name, _ in (given, wanted)):
+        raise ConfigurationError(
+            f"{stored.path} holds adapters for {'@'.join(wanted)}, without a fingerprint of its weights, and --base "
+            f"names {'@'.join(given)}; leave --base out, or name a folder with a copy of the base that was trained"
+        )
+    return (
+        f"the weights of the base {base.name!r} could not be compared with those that were trained "
+        f"({stored.backbone.name!r}), of which the checkpoint has no fingerprint"
+    )
 
 
 def _compare(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], stored: StoredCheckpoint) -> None:
@@ -175,13 +208,8 @@ def _compare(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], stor
         ],
     }
     if any(faults.values()):
-        found = "; ".join(f"{len(names)} {fault}: {_listed(names)}" for fault, names in faults.items() if names)
+        found = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults.items() if names)
         raise ConfigurationError(
             f"the weights of the checkpoint are not those of {stored.backbone.name!r} with "
             f"lora={stored.backbone.lora}. {found}. Name the model that was trained with --base"
         )
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

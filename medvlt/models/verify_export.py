@@ -18,7 +18,9 @@ from medvlt.data.packing import EncodedPrompt, Group, pack
 from medvlt.data.phantom import Phantom
 from medvlt.errors import MedvltError
 from medvlt.models import head
+from medvlt.models.loading import Backbone
 from medvlt.models.policy import Policy
+from medvlt.models.quantization import keep_layout, quantization_config
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.types import RolloutKey, Sample, SamplingParams
 
@@ -52,6 +54,7 @@ class Answer:
         token_ids: The answer, (T,).
         logprobs: Of its tokens, by the forward that training uses, (T,).
         margins: By how much each token is likelier than the next best, in nats, (T,).
+        next_best: These other tokens, (T,).
     """
 
     sample: Sample
@@ -59,12 +62,28 @@ class Answer:
     token_ids: Tensor
     logprobs: Tensor
     margins: Tensor
+    next_best: Tensor
 
     @property
     def called(self) -> str:
         """How a message names the prompt."""
         kind = "with a picture" if self.sample.images else "of text"
         return f"the prompt {kind} ({self.sample.uid}, {len(self.prompt.token_ids)} tokens)"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How another answer compares with the policy's.
+
+    Attributes:
+        mean: Mean difference of the log-probabilities, in nats.
+        shared: How many first tokens both have.
+        same: Whether all tokens are the same.
+    """
+
+    mean: float
+    shared: int
+    same: bool
 
 
 def questions() -> list[Sample]:
@@ -88,8 +107,7 @@ def answers(policy: Policy, encoder: PromptEncoder) -> list[Answer]:
         prompt, ids = encoder.encode(group.sample), torch.tensor(group.completions[0].token_ids)
         batch = pack([Group(prompt, [ids], [1.0])])
         logits = head.token_logits(policy.hidden_states(batch), weight)
-        logprobs, margins = _chosen(logits, ids, banned)
-        found.append(Answer(group.sample, prompt, ids, logprobs, margins))
+        found.append(Answer(group.sample, prompt, ids, *_chosen(logits, ids, banned)))
     return found
 
 
@@ -139,14 +157,13 @@ def load_written(folder: Path) -> Any:
         return AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
 
 
-def load_adapter(folder: Path, base: Path, dtype: str, computed: torch.dtype) -> Any:
+def load_adapter(folder: Path, base: Backbone, computed: torch.dtype) -> Any:
     """Loads written adapters with peft's own code.
 
     Args:
         folder: With the adapters.
-        base: Folder of the model that was trained.
-        dtype: In which its weights were loaded then, as in `Backbone`.
-        computed: What the policy answered in.
+        base: The model that was trained, with the type and the quantisation it was trained in.
+        computed: What the policy answered in; four-bit layers compute in the type of `base`.
 
     Raises:
         VerificationError: If they do not load.
@@ -154,8 +171,13 @@ def load_adapter(folder: Path, base: Path, dtype: str, computed: torch.dtype) ->
     from peft import PeftModel  # slow to import
 
     with _explained("peft"):
-        loaded = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = AutoModelForImageTextToText.from_pretrained(base, dtype=loaded, trust_remote_code=False)
+        dtype = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
+        quantized = None if base.quantization is None else quantization_config(base.quantization, dtype)
+        model = AutoModelForImageTextToText.from_pretrained(
+            base.name, revision=base.revision, dtype=dtype, quantization_config=quantized, trust_remote_code=False
+        )
+        if quantized is not None:
+            keep_layout(model)
         return PeftModel.from_pretrained(model, folder).to(computed).eval()
 
 
@@ -184,7 +206,7 @@ def check_transformers(model: Any, expected: Sequence[Answer], encoder: PromptEn
         pad_token_id=encoder.end_token_ids[-1],
         suppress_tokens=banned,
     )
-    worst = 0.0
+    found = []
     for answer in expected:
         prompt = encoder.encode(answer.sample)
         begin = len(prompt.token_ids)
@@ -192,9 +214,9 @@ def check_transformers(model: Any, expected: Sequence[Answer], encoder: PromptEn
         text = model.generate(**inputs, generation_config=greedy)[0, begin:]
         whole = _inputs(prompt, torch.cat([prompt.token_ids, answer.token_ids]), encoder.image_token_id)
         logits = model(**whole).logits[0, begin - 1 : -1].float()
-        logprobs, _ = _chosen(logits, answer.token_ids, banned)
-        worst = max(worst, _compare("transformers", answer, text, logprobs, encoder, bound))
-    return _said("transformers", len(expected), worst, bound)
+        logprobs, _, _ = _chosen(logits, answer.token_ids, banned)
+        found.append(_compare("transformers", answer, text, logprobs, encoder, bound))
+    return _said("transformers", found, bound)
 
 
 def check_vllm(expected: Sequence[Answer], encoder: PromptEncoder, *, bound: float, dtype: torch.dtype) -> str:
@@ -224,20 +246,22 @@ def check_vllm(expected: Sequence[Answer], encoder: PromptEncoder, *, bound: flo
         raise VerificationError(f"vLLM does not answer with the written folder: {error}") from error
     finally:
         engine.close()
-    worst = 0.0
+    found = []
     for answer, group in zip(expected, groups, strict=True):
         (completion,) = group.completions
         if group.prompt_token_ids != tuple(answer.prompt.token_ids.tolist()):
             raise VerificationError(f"vLLM: {answer.called} has other tokens there ({completion.error})")
+        if completion.error is not None:
+            raise VerificationError(f"vLLM does not answer {answer.called}: {completion.error}")
         ids, logprobs = torch.tensor(completion.token_ids), torch.tensor(completion.sampler_logprobs)
         shared = common_length(answer.token_ids, ids)
-        worst = max(worst, _compare("vLLM", answer, ids, logprobs[:shared], encoder, bound))
-    return _said("vLLM", len(expected), worst, bound)
+        found.append(_compare("vLLM", answer, ids, logprobs[:shared], encoder, bound))
+    return _said("vLLM", found, bound)
 
 
 def _compare(
     library: str, answer: Answer, ids: Tensor, logprobs: Tensor, encoder: PromptEncoder, bound: float
-) -> float:
+) -> Comparison:
     """Compares an answer with the policy's.
 
     Args:
@@ -248,11 +272,9 @@ def _compare(
         encoder: Of the written folder.
         bound: See `tolerance`.
 
-    Returns:
-        Mean difference of the log-probabilities, in nats.
-
     Raises:
-        VerificationError: If it is beyond the bound, or a token is another that was no near tie.
+        VerificationError: If the log-probabilities differ by more than the bound, or the first other token is not the
+            policy's next best in a near tie.
     """
     ours = answer.token_ids
     shared = common_length(ours, ids)
@@ -263,14 +285,19 @@ def _compare(
             f"{library}: log-probabilities of the answer to {answer.called} differ from the policy's by {mean:.2g} on "
             f"average, {most:.2g} at most; at most {bound:g} on average is rounding"
         )
-    near_tie = shared < len(ours) and answer.margins[shared] <= NEAR_TIE * bound
-    if not near_tie and not torch.equal(ours, ids):
+    same = torch.equal(ours, ids)
+    near_tie = (
+        shared < min(len(ours), len(ids))
+        and answer.margins[shared] <= NEAR_TIE * bound
+        and ids[shared] == answer.next_best[shared]
+    )
+    if not same and not near_tie:
         theirs, expected = (encoder.tokenizer.decode(tokens) for tokens in (ids, ours))
         raise VerificationError(
             f"{library}: the greedy answer to {answer.called} is {theirs!r} in place of {expected!r}, other from token "
             f"{shared + 1} on"
         )
-    return mean
+    return Comparison(mean, shared, same)
 
 
 def common_length(one: Tensor, other: Tensor) -> int:
@@ -279,10 +306,20 @@ def common_length(one: Tensor, other: Tensor) -> int:
     return int((one[:length] == other[:length]).long().cumprod(0).sum())
 
 
-def _said(library: str, prompts: int, worst: float, bound: float) -> str:
+def _said(library: str, found: Sequence[Comparison], bound: float) -> str:
+    """Returns what was found, in words.
+
+    Raises:
+        VerificationError: If no answer shares a single token with the policy's, so that nothing was compared.
+    """
+    if not any(comparison.shared for comparison in found):
+        raise VerificationError(f"{library}: no greedy answer begins as the policy's does, so none can be compared")
+    tied = sum(not comparison.same for comparison in found)
+    text = "same greedy text" if tied == 0 else f"same greedy text but in {tied}, from a near tie of two tokens on"
+    worst = max(comparison.mean for comparison in found)
     return (
-        f"{library} answers {prompts} prompts as the policy does: same greedy text, log-probabilities within "
-        f"{worst:.1g} on average (at most {bound:g})"
+        f"{library} answers {len(found)} prompts as the policy does: {text}, log-probabilities within {worst:.1g} on "
+        f"average (at most {bound:g})"
     )
 
 
@@ -306,13 +343,14 @@ def _inputs(prompt: EncodedPrompt, token_ids: Tensor, image_token_id: int) -> di
     return inputs
 
 
-def _chosen(logits: Tensor, token_ids: Tensor, banned: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Returns the log-probability of each token and its lead over the best other one, without banned tokens."""
+def _chosen(logits: Tensor, token_ids: Tensor, banned: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns each token's log-probability, its lead over the best other one, and that one, without banned tokens."""
     logits[:, list(banned)] = -torch.inf
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(-1, token_ids[:, None])
     others = logprobs.scatter(-1, token_ids[:, None], -torch.inf)
-    return chosen[:, 0], chosen[:, 0] - others.amax(-1)
+    best, next_best = others.max(-1)
+    return chosen[:, 0], chosen[:, 0] - best, next_best
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:
