@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.checkpoints import save_before_end
 from callbacks.phases import Phases, phase_metrics
 from callbacks.rollout_settings import (
     check_equal_batches,
@@ -26,7 +27,7 @@ from medvlt.data.batches import PromptBatch
 from medvlt.distributed import gather, interleave, naming_lost_ranks, together, world
 from medvlt.errors import ConfigurationError, DataError, EngineError, LostRankError, MedvltError
 from medvlt.metrics.rollouts import discarded_statistics
-from medvlt.models.policy import Policy
+from medvlt.models.sharding import as_policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.iteration import Iteration, ScoredGroup
 from medvlt.rollout.parity import ParityGate, check, choose_samples
@@ -129,10 +130,7 @@ class RolloutCallback(Callback):
         if data is None:
             return
         self.phases.start()
-        try:
-            groups = self._groups(trainer, pl_module, data)
-        except EngineError as error:
-            raise self._saved(trainer, error) from error
+        groups = self._groups(trainer, pl_module, data)
         data.rollouts = Iteration(trainer.current_epoch, tuple(groups), self.group_sampling)
         self.engine.sleep()
         self.phases.enter("update")
@@ -246,12 +244,11 @@ class RolloutCallback(Callback):
             raise self._saved(trainer, error) from error
 
     def _saved(self, trainer: Trainer, error: EngineError) -> EngineError:
-        """Writes a checkpoint of a run that an engine ended, and returns what to raise."""
+        """Writes a checkpoint of a run that an engine ended, and returns what to raise, also if that cannot be."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or isinstance(error, LostRankError):
             return error
         path = Path(trainer.default_root_dir) / "engine-failure.ckpt"
-        trainer.save_checkpoint(path)
-        return EngineError(f"{error}\nThe run stops; a checkpoint was written, go on with --ckpt_path {path}")
+        return EngineError(f"{error}\nThe run stops; {save_before_end(trainer, path)}")
 
     def _groups(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> list[ScoredGroup]:
         """Groups for one iteration, the same on every rank; a resampled group takes the place of another."""
@@ -281,7 +278,10 @@ class RolloutCallback(Callback):
         mine = prompts[rank::ranks]
         samples = [sample for _, sample in mine]
         keys = [RolloutKey(self.seed, trainer.current_epoch, sample.uid) for sample in samples]
-        groups = self._sample(trainer, pl_module, samples, self.group_sampling, keys)
+        try:
+            groups = self._sample(trainer, pl_module, samples, self.group_sampling, keys)
+        except EngineError as error:
+            raise self._saved(trainer, error) from error
         self.phases.enter("score")
         indices = [index for index, _ in mine]
         scored: list[ScoredGroup] = together(
@@ -350,7 +350,7 @@ class RolloutCallback(Callback):
 
     def _sync(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wakes the engine; starts it and sends weights if the policy has moved since the last time."""
-        policy = getattr(pl_module, "policy", None)
+        policy = as_policy(getattr(pl_module, "policy", None))
         if self._loaded == (id(policy), trainer.global_step):
             self.engine.wake()
             return
@@ -358,13 +358,13 @@ class RolloutCallback(Callback):
 
         def start() -> None:
             with trainer.precision_plugin.forward_context():  # an engine may compute in the type of the forward
-                self.engine.start(encoder, policy if isinstance(policy, Policy) else None)
+                self.engine.start(encoder, policy)
             self.engine.wake()
 
         together(start)  # before any rank begins to gather weights
         if trainer.world_size == 1:  # vLLM has a process group of one, which Lightning takes for a distributed run
             warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
-        if isinstance(policy, Policy):
+        if policy is not None:
             version = trainer.global_step if trainer.state.fn == "fit" else self._loaded_step
             self.engine.load_weights(hub_weights(policy), version=version)
         self._loaded = (id(policy), trainer.global_step)

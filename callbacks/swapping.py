@@ -88,15 +88,18 @@ def remove(path: Path) -> None:
 
 
 def finish_swap(path: Path) -> None:
-    """Makes the second move of a `put` that was interrupted between its two."""
-    old, new = hidden(path, "replaced"), hidden(path, "writing")
-    if os.path.lexists(path) or not os.path.lexists(old):
-        return
-    try:
-        (new if os.path.lexists(new) else old).rename(path)
-    except FileNotFoundError:  # another rank was faster
-        if not os.path.lexists(path):
-            raise
+    """Makes the second move of a `put` that was interrupted between its two. Several ranks may do so at once.
+
+    A folder never replaces one that is there, so that the old one cannot take the place of the new one.
+    """
+    for source in (hidden(path, "writing"), hidden(path, "replaced")):
+        if os.path.lexists(path) or not os.path.lexists(hidden(path, "replaced")):
+            return
+        try:
+            source.rename(path)
+        except OSError:  # it is not there, or another rank that does the same was faster
+            if not os.path.lexists(path) and os.path.lexists(source):
+                raise
 
 
 def finish_swaps(folder: Path) -> None:
@@ -142,6 +145,11 @@ def flush_names(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Returns the names of all that is in a folder, at every depth; of a file, none."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def size(path: Path) -> int:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from medvlt.distributed import enter_phase, lost_message, lost_rank
 from medvlt.errors import ConfigurationError
-from medvlt.watchdog import Watchdog
+from medvlt.watchdog import BEAT_SECONDS, SILENCE_SECONDS, Watchdog, note_finding
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,12 @@ class RankWatchdog(Callback):
     Without it the others wait for a lost rank until the time-out of the process group, or learn of it in words that do
     not name it. Every rank writes a heartbeat to the job's store and reads those of the others (`medvlt.watchdog`).
     Where the main thread hangs, the process is ended hard, with code 75, and what the loggers had not yet written is
-    lost; checkpoints are not. With one process the callback does nothing.
+    lost; checkpoints are not. If a rank ends with an error of its own, the others quote it a few heartbeats later and
+    end with code 1, as the same would happen again. With one process the callback does nothing.
 
-    Put it first among the callbacks, so that it watches while the others work.
+    Put it first among the callbacks, so that it watches while the others work. It begins with the callbacks' `setup`,
+    which Lightning calls after that of the data module: before that, torchrun and srun end the others when a process
+    dies, and a host that falls silent is found by the time-out of the process group.
 
     Hooks used: `setup`, `teardown`, `on_exception`, and those at which the phase changes.
     Logs: nothing.
@@ -40,7 +43,7 @@ class RankWatchdog(Callback):
         beat_seconds: Between two heartbeats.
     """
 
-    def __init__(self, silence_seconds: float = 45.0, beat_seconds: float = 2.0) -> None:
+    def __init__(self, silence_seconds: float = SILENCE_SECONDS, beat_seconds: float = BEAT_SECONDS) -> None:
         if not 0 < 2 * beat_seconds <= silence_seconds:
             raise ConfigurationError(
                 "RankWatchdog: silence_seconds must be at least two heartbeats, and a heartbeat above 0 s, got "
@@ -113,13 +116,15 @@ class RankWatchdog(Callback):
         if self._watchdog is not None and words is not None:
             logger.warning("%s. Finding out which.", lost_message(words))
             with _without_sigterm():
-                exception.add_note(self._watchdog.find_lost())
+                note_finding(exception, self._watchdog.find_lost())
             return
-        self._leave(f"{type(exception).__name__}: {' '.join(str(exception).split())[:300]}")
+        # Lightning makes a `SystemExit` of SIGTERM: then, as after Ctrl-C, nothing is wrong with the run
+        own = isinstance(exception, Exception)
+        self._leave(f"{type(exception).__name__}: {' '.join(str(exception).split())[:300]}", failed=own)
 
-    def _leave(self, reason: str = "") -> None:
+    def _leave(self, reason: str = "", *, failed: bool = False) -> None:
         if self._watchdog is not None:
-            self._watchdog.leave(reason)
+            self._watchdog.leave(reason, failed=failed)
         self._watchdog = None
 
 

@@ -65,7 +65,7 @@ class PolicyModule(RolloutModule):
                 `limit_train_batches` or `overfit_batches` is set; `fast_dev_run` is allowed.
         """
         trainer: Any = self.trainer
-        check_before_loading(trainer.strategy, lambda path: check_stored(path, self, loaded=True))
+        check_before_loading(trainer.strategy)
         prepare_deepspeed(trainer.strategy)
         # set by the command line; otherwise it is that of an earlier call, and the next one is known when it is loaded
         if trainer._checkpoint_connector._user_managed and trainer.ckpt_path:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
@@ -17,10 +16,14 @@ from medvlt.distributed import together
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.models.checkpoints import PREFIX, StoredCheckpoint, read_stored, read_weights
 from medvlt.models.loading import Backbone
+from medvlt.models.sharded_folder import ROOTS, read_index
 from medvlt.rollout.store_identity import encoder_identity, model_identity
 
 WRAPPER = "_fsdp_wrapped_module."
 """What FSDP1 puts into the names of parameters, and takes out of those of a checkpoint."""
+
+READERS: dict[str, type[Strategy]] = {"FSDP1": FSDPStrategy, "FSDP2": ModelParallelStrategy}
+"""Lightning's strategies that read the shards of each kind; ours are their subclasses."""
 
 
 def base_identity(backbone: Backbone) -> str:
@@ -83,25 +86,32 @@ def save_adapters_alone(strategy: Strategy) -> None:
         )
 
 
-def check_before_loading(strategy: Any, check: Callable[[Path], None]) -> None:
-    """Makes a strategy call `check` on all ranks before it loads a checkpoint.
+def check_before_loading(strategy: Any) -> None:
+    """Makes a strategy call `check_stored` for its module, on all ranks, before it loads a checkpoint.
 
     Lightning tells a module which checkpoint it loads when it is loaded, and sharded strategies have then put it into
     the model, or failed in their own words.
 
     Args:
         strategy: Of the Trainer.
-        check: Raises for a checkpoint that is not to be loaded.
     """
     if "load_checkpoint" in vars(strategy):  # a second `fit` or `validate` of the same Trainer
         return
     load = strategy.load_checkpoint
 
     def checked(checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        together(lambda: check(Path(checkpoint_path)))
+        module = strategy.lightning_module  # of this call: a Trainer may get another one each time
+        if hasattr(module, "backbone"):
+            together(lambda: check_stored(Path(checkpoint_path), module, loaded=True))
         return load(checkpoint_path, *args, **kwargs)
 
     strategy.load_checkpoint = checked
+
+
+def shards_in(folder: Path) -> Literal["FSDP1", "FSDP2"]:
+    """Returns whose shards a folder holds; they name the same tensors in different ways."""
+    fsdp2 = f"{ROOTS[0]}.{PREFIX}"
+    return "FSDP2" if any(name.startswith(fsdp2) for name in read_index(folder).state_dict_metadata) else "FSDP1"
 
 
 def check_stored(path: Path, module: Any, *, loaded: bool) -> None:
@@ -156,21 +166,18 @@ def check_micro_batches(checkpoint: dict[str, Any], loss_reduction: str, micro_b
 def _check_strategy(stored: StoredCheckpoint, trainer: Any, training: bool) -> None:
     strategy, path = trainer.strategy, stored.path
     name, writer = type(strategy).__name__, stored.record.get("strategy", "")
-    sharding = isinstance(strategy, (ModelParallelStrategy, FSDPStrategy))
     deepspeed = isinstance(strategy, DeepSpeedStrategy)
     if stored.kind == "deepspeed" and not deepspeed:
         raise ConfigurationError(
             f"{path} was written by DeepSpeed, which alone reads it, and the strategy is {name}; set trainer.strategy "
             f"as it was, or export its weights (`medvlt export {path} FOLDER`) and begin a new run from FOLDER"
         )
-    if stored.kind == "sharded" and not sharding:
+    if stored.kind == "sharded" and not isinstance(strategy, READERS[shards := shards_in(path)]):
         raise ConfigurationError(
-            f"{path} is a folder with shards of {writer or 'FSDP'}, which {name} does not read; set trainer.strategy: "
-            "fsdp2 (any number of ranks), or make a single file of it: python -m "
-            f"lightning.fabric.utilities.consolidate_checkpoint {path}"
+            f"{path} is a folder with shards of {shards}, which {name} does not read; set trainer.strategy: "
+            f"{shards.lower()}, or export its weights (`medvlt export {path} FOLDER`) and begin "
+            "a new run from FOLDER"
         )
-    if stored.kind == "sharded" and writer and (writer == "FSDPStrategy") != isinstance(strategy, FSDPStrategy):
-        raise ConfigurationError(f"{path} has shards of {writer}, which {name} does not read; use {writer} again")
     if stored.kind == "file" and deepspeed and not (strategy.zero_stage_3 and strategy.load_full_weights):
         raise ConfigurationError(
             f"{path} is a single file, and DeepSpeed goes on from folders of its own; resume with the strategy that "

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.optim import Optimizer
 
+from medvlt.distributed import gather
 from medvlt.errors import ConfigurationError
 from medvlt.models.optimization import whole_shape
 from medvlt.models.sharding import Sharding, sharded_by
@@ -42,7 +43,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Splits weights, gradients and optimizer state over all ranks (FSDP2, `fully_shard`).
 
     Lightning's `ModelParallelStrategy` without its second dimension, with what it leaves to its users: gradients are
-    exchanged once per optimizer step, shards may stay in main memory, and adapters are saved alone. In a config
+    exchanged once per optimizer step where there is room for them (`sync_gradients`; it always does so after each
+    micro-batch), shards may stay in main memory, and adapters are saved alone. In a config
     `strategy: fsdp2`, or with settings `strategy: {class_path: FSDP2Strategy, init_args: {...}}`.
 
     Args:
@@ -144,9 +146,10 @@ class FSDP1Strategy(FSDPStrategy):
 
     Args:
         gather_dtype: As for `FSDP2Strategy`.
-        cpu_offload: As for `FSDP2Strategy`.
+        cpu_offload: As for `FSDP2Strategy`; not together with `gather_dtype`.
         reshard_after_forward: As for `FSDP2Strategy`.
-        sync_gradients: As for `FSDP2Strategy`; always "step" with `cpu_offload`.
+        sync_gradients: As for `FSDP2Strategy`; always "step" with `cpu_offload`, and always "micro_batch" with
+            `gather_dtype`: gradients that stay on their rank are added up in the type of the gathered weights.
         save_distributed_checkpoint: As for `FSDP2Strategy`.
         process_group_backend: As in torch.
         timeout: Longest wait for another rank, such as "0:30:00".
@@ -162,6 +165,13 @@ class FSDP1Strategy(FSDPStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> None:
+        if gather_dtype is not None and (cpu_offload or sync_gradients == "step"):
+            raise ConfigurationError(
+                f"FSDP1Strategy with gather_dtype={gather_dtype!r} adds up the gradients of micro-batches in that type "
+                "unless they are exchanged after each, as sync_gradients: auto does, and that it cannot with "
+                f"cpu_offload; got sync_gradients={sync_gradients!r} and cpu_offload={cpu_offload}: leave gather_dtype "
+                "out, or use FSDP2Strategy"
+            )
         if cpu_offload and sync_gradients == "micro_batch":
             raise ConfigurationError(
                 "FSDP1Strategy with cpu_offload=True would keep only the gradient of the last micro-batch if gradients "
@@ -196,9 +206,12 @@ class FSDP1Strategy(FSDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Chooses between folder and file for checkpoints."""
-        self._syncs_once = self.sharding.cpu_offload or syncs_once(
-            self.sync_gradients, self.lightning_module, self.root_device
-        )
+        asked = self.sync_gradients
+        if self.sharding.gather_dtype is not None:
+            asked = "micro_batch"
+        elif self.sharding.cpu_offload:
+            asked = "step"
+        self._syncs_once = syncs_once(asked, self.lightning_module, self.root_device)
         folder = _writes_folder(self.lightning_module, self._folder_asked)
         self._state_dict_type = "sharded" if folder else "full"
         super().setup(trainer)
@@ -240,7 +253,7 @@ class PolicyPrecision(FSDPPrecision):
 
 
 def syncs_once(asked: SyncGradients, module: nn.Module | None, device: torch.device) -> bool:
-    """Returns whether ranks exchange gradients once per optimizer step, or after each micro-batch.
+    """Returns whether ranks exchange gradients once per optimizer step, or after each micro-batch: all of them alike.
 
     Args:
         asked: The setting.
@@ -251,7 +264,8 @@ def syncs_once(asked: SyncGradients, module: nn.Module | None, device: torch.dev
         return asked != "micro_batch"
     assert module is not None
     count = sum(math.prod(whole_shape(p)) for p in module.parameters() if p.requires_grad)
-    once = bool(4 * count <= torch.cuda.get_device_properties(device).total_memory / 10)
+    # the smallest GPU decides
+    once = all(gather(bool(4 * count <= torch.cuda.get_device_properties(device).total_memory / 10)))
     logger.info(
         "gradients (%.1f GB in float32) are exchanged %s", 4e-9 * count, "once per step" if once else "per micro-batch"
     )

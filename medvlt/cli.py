@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from medvlt.losses import policy
 from medvlt.paths import check_sibling
 from medvlt.rewards import base as rewards
 from medvlt.rollout import openai, scripted, transformers, vllm
-from medvlt.watchdog import end_process
+from medvlt.watchdog import Finding, end_process, noted_finding
 
 OURS = (callbacks, datamodules, lightning_modules)
 NAMED_IN_YAML = (*OURS, openai, policy, rewards, scripted, transformers, vllm)
@@ -107,8 +108,8 @@ def run(args: Sequence[str]) -> None:
     Args:
         args: Command and options, such as `["fit", "--config", "my.yaml"]`.
 
-    A process whose job has lost another rank ends here, at once and with code 75 (`medvlt.watchdog`): to leave in the
-    ordinary way it would destroy a process group that waits for that rank.
+    A process whose job has lost another rank ends here, at once and with code 75, or 1 if that rank had an error of its
+    own (`medvlt.watchdog`): to leave in the ordinary way it would destroy a process group that waits for that rank.
 
     Raises:
         ConfigurationError: If an option or a config file is wrong, or Lightning refuses the settings.
@@ -140,19 +141,12 @@ def run(args: Sequence[str]) -> None:
         words = lost_rank(error) if world()[0] > 1 or isinstance(error, torch.distributed.DistError) else None
         if words is None:
             raise
-        end_process(_found_out(error) or lost_message(words))
+        found = noted_finding(error)
+        end_process(
+            replace(found, message=f"{found.message} ({words[:200]})") if found else Finding(lost_message(words))
+        )
     if world()[0] > 1:  # a process that ends with gloo's threads alive was seen to abort, with all its work done
         torch.distributed.destroy_process_group()
-
-
-def _found_out(error: BaseException) -> str:
-    """Returns what `RankWatchdog` has noted on an error or on one that it came in the wake of."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if notes := getattr(cause, "__notes__", ()):
-            return "; ".join(notes)
-        cause = cause.__cause__ or cause.__context__
-    return ""
 
 
 def check_processes(trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from medvlt.errors import LostRankError, MedvltError
+from medvlt.errors import EngineError, LostRankError, MedvltError
 
 Value = TypeVar("Value")
 
@@ -43,7 +43,7 @@ LATE_WORDS = (
 
 GO_ON = "go on from the last checkpoint: the same command with --ckpt_path last"
 
-_phase = "setup"
+_phase = ""
 
 
 def enter_phase(name: str) -> None:
@@ -53,8 +53,13 @@ def enter_phase(name: str) -> None:
 
 
 def current_phase() -> str:
-    """Returns what this rank is doing."""
+    """Returns what this rank is doing; "" while nobody has said so."""
     return _phase
+
+
+def in_phase() -> str:
+    """Returns " in phase update", as the end of a description; nothing while the phase is not known."""
+    return f" in phase {_phase}" if _phase else ""
 
 
 def world() -> tuple[int, int]:
@@ -66,7 +71,7 @@ def world() -> tuple[int, int]:
 
 def this_rank() -> str:
     """Returns who this is and what it does, as in "rank 3 (host node-1) in phase update"."""
-    return f"rank {world()[1]} (host {socket.gethostname()}) in phase {current_phase()}"
+    return f"rank {world()[1]} (host {socket.gethostname()}){in_phase()}"
 
 
 def lost_rank(error: BaseException) -> str | None:
@@ -156,33 +161,41 @@ def interleave(shares: Sequence[Sequence[Value]]) -> list[Value]:
 def together(action: Callable[[], Value]) -> Value:
     """Runs an action on every rank; if it fails on one, it fails on all, so that none waits for the others.
 
-    Every rank raises the same kind of error, or one would try again where another gives up.
+    If the action raises errors of medvlt alone, every rank raises the same kind, or one would try again where another
+    gives up. Whoever tries again has to make such errors of all others.
 
     Args:
-        action: May raise a `MedvltError`; exchanges between ranks inside it are its own matter.
+        action: What to run; exchanges between ranks inside it are its own matter.
 
     Raises:
-        MedvltError: The error of the first rank that failed; the other ranks quote it.
+        LostRankError: That of the action, at once: there is nobody to tell.
+        MedvltError: The error of the first rank that failed; the other ranks quote it, as an `EngineError` if it is no
+            `MedvltError`.
+        Exception: An error of this rank that is no `MedvltError`, as it is.
     """
-    failure: MedvltError | None = None
+    failure: Exception | None = None
     result: Value | None = None
     try:
         result = action()
-    except MedvltError as error:
+    except LostRankError:
+        raise
+    except Exception as error:
         failure = error
-    reports = gather(None if failure is None else (_kind(failure), str(failure)))
+    reports = gather(None if failure is None else _report(failure))
     first = next((rank for rank, report in enumerate(reports) if report is not None), None)
     if first is None:
         return cast(Value, result)
-    if failure is not None and first == world()[1]:
+    if failure is not None and (first == world()[1] or not isinstance(failure, MedvltError)):
         raise failure
     kind, message = cast(tuple[type[MedvltError], str], reports[first])
     raise kind(f"rank {first}: {message}") from failure
 
 
-def _kind(error: MedvltError) -> type[MedvltError]:
-    """The class in `medvlt.errors` that an error belongs to: it is made from a message alone."""
-    return next(kind for kind in type(error).__mro__ if kind.__module__ == MedvltError.__module__)
+def _report(error: Exception) -> tuple[type[MedvltError], str]:
+    """The class in `medvlt.errors` that other ranks raise, which is made from a message alone, and the message."""
+    if not isinstance(error, MedvltError):
+        return EngineError, f"{type(error).__name__}: {error}"
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == MedvltError.__module__), str(error)
 
 
 def _says(text: str, *words: str) -> bool:

@@ -22,20 +22,60 @@ from typing import NoReturn
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from medvlt.distributed import GO_ON, current_phase
+from medvlt.distributed import GO_ON, current_phase, in_phase
 
 EXIT_CODE = os.EX_TEMPFAIL
 """With which a process ends whose job has lost a rank (75, "temporary failure"): nothing is wrong with the command."""
 
+SILENCE_SECONDS = 45.0
+"""How long a rank may be silent before it counts as lost."""
+
+BEAT_SECONDS = 2.0
+"""Between two heartbeats."""
+
+FAILED_BEATS = 3
+"""How many heartbeats after a rank has ended with an error of its own the others end, if nothing else ends them."""
+
 _starts = itertools.count()  # the same on all ranks; heartbeats of an earlier run in this process do not count
 
 
-def end_process(message: str) -> NoReturn:
+@dataclass(frozen=True)
+class Finding:
+    """Why a process has to end because of another rank.
+
+    Attributes:
+        message: Which rank is gone, and how to go on.
+        code: With which the process ends: `EXIT_CODE`, or 1 if that rank had an error of its own, which would come
+            again.
+    """
+
+    message: str
+    code: int = EXIT_CODE
+
+
+def note_finding(error: BaseException, finding: Finding) -> None:
+    """Keeps a finding with the error that led to it."""
+    error.medvlt_finding = finding  # type: ignore[attr-defined]
+    error.add_note(finding.message)
+
+
+def noted_finding(error: BaseException) -> Finding | None:
+    """Returns what was kept with an error, or with one that it came in the wake of."""
+    cause: BaseException | None = error
+    while cause is not None:
+        finding = getattr(cause, "medvlt_finding", None)
+        if isinstance(finding, Finding):
+            return finding
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def end_process(finding: Finding) -> NoReturn:
     """Ends the process at once, from any thread: the main one may hang in a collective that never returns."""
-    os.write(2, f"medvlt: error: {message}\n".encode())
+    os.write(2, f"medvlt: error: {finding.message}\n".encode())
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_CODE)
+    os._exit(finding.code)
 
 
 @dataclass(frozen=True)
@@ -47,12 +87,14 @@ class Beat:
         host: Its name.
         phase: What the rank is doing.
         ended: None while it runs, "" once it has ended well, else why it ended.
+        failed: Whether that was an error of its own, and not a signal or a key.
     """
 
     number: int
     host: str
     phase: str
     ended: str | None = None
+    failed: bool = False
 
 
 NEVER = Beat(0, "", "")
@@ -73,7 +115,7 @@ class Watchdog:
         ranks: How many there are.
         silence_seconds: How long a rank may be silent.
         beat_seconds: Between two heartbeats.
-        end: Called with the message, in a thread, when a rank is lost.
+        end: Called in a thread when a rank is lost, or has ended with an error of its own a few heartbeats ago.
     """
 
     def __init__(
@@ -82,9 +124,9 @@ class Watchdog:
         rank: int,
         ranks: int,
         *,
-        silence_seconds: float = 30.0,
-        beat_seconds: float = 2.0,
-        end: Callable[[str], None] = end_process,
+        silence_seconds: float = SILENCE_SECONDS,
+        beat_seconds: float = BEAT_SECONDS,
+        end: Callable[[Finding], None] = end_process,
     ) -> None:
         self.beat_seconds = beat_seconds
         self.silence_rounds = math.ceil(silence_seconds / beat_seconds)
@@ -95,6 +137,7 @@ class Watchdog:
         self._keys = [f"{prefix}/{number}" for number in range(ranks)]
         self._number = 0
         self._ended: str | None = None
+        self._own_error = False
         self._beats: dict[int, Beat] = {}  # last read, of this rank too
         self._store_error = ""
         self._next, self._fresh, self._said, self._quiet, self._stop = (threading.Event() for _ in range(5))
@@ -108,7 +151,7 @@ class Watchdog:
         for thread in self._threads:
             thread.start()
 
-    def find_lost(self) -> str:
+    def find_lost(self) -> Finding:
         """Returns which ranks are gone, once a backend has said that one is. Takes little more than a heartbeat."""
         self._refresh()
         self._refresh()  # the first may have begun before the error
@@ -122,17 +165,19 @@ class Watchdog:
             if rank not in self._beats
             or (self._beats[rank].ended is None and self._beats[rank].number == before.get(rank, NEVER).number)
         ]
-        return self._message(self._failed() or silent, self.beat_seconds + 1)
+        return self._finding(self._failed() or silent, self.beat_seconds + 1)
 
-    def leave(self, reason: str = "") -> None:
+    def leave(self, reason: str = "", *, failed: bool = False) -> None:
         """Says goodbye and stops watching.
 
         Rank 0, whose process may keep the store, waits until the others have left too, or could have read the reason.
 
         Args:
             reason: Why the rank ends before its work is done; empty if it is done.
+            failed: Whether the reason is an error of this rank's own.
         """
         self._quiet.set()
+        self._own_error = failed
         self._ended = reason
         self._next.set()
         self._said.wait(self.beat_seconds)
@@ -160,7 +205,7 @@ class Watchdog:
 
     def _write(self) -> None:
         self._number += 1
-        beat = Beat(self._number, socket.gethostname(), current_phase(), self._ended)
+        beat = Beat(self._number, socket.gethostname(), current_phase(), self._ended, self._own_error)
         self._store.set(self._keys[self._rank], json.dumps(asdict(beat)))
         if beat.ended is not None:
             self._said.set()
@@ -185,14 +230,18 @@ class Watchdog:
             for rank, beat in self._beats.items():
                 rounds[rank] = rounds.get(rank, 0) + 1 if beat.number == numbers.get(rank) else 0
                 numbers[rank] = beat.number
-            lost = [rank for rank in rounds if rounds[rank] >= self.silence_rounds and self._beats[rank].ended != ""]
+            lost = [rank for rank, beat in self._beats.items() if self._is_lost(beat, rounds.get(rank, 0))]
             if lost and rounds.get(self._rank, 0) > 2:  # a little after the last news of the others
                 lost.append(self._rank)
             if self._rank in lost and self._beats.get(0, NEVER).ended == "":
                 return  # the store went with rank 0, whose work is done
             if lost and not self._quiet.is_set():
-                self._end(self._message(lost, self.silence_rounds * self.beat_seconds))
+                self._end(self._finding(lost, self.silence_rounds * self.beat_seconds))
                 return
+
+    def _is_lost(self, beat: Beat, rounds: int) -> bool:
+        """Whether a rank with this last heartbeat, so many rounds ago, will not come again before its work is done."""
+        return beat.ended != "" and rounds >= (FAILED_BEATS if beat.failed else self.silence_rounds)
 
     def _failed(self) -> list[int]:
         return [rank for rank, beat in self._beats.items() if beat.ended]
@@ -200,13 +249,15 @@ class Watchdog:
     def _all_ended(self) -> bool:
         return all(rank in self._beats and self._beats[rank].ended is not None for rank in range(len(self._keys)))
 
-    def _message(self, lost: list[int], seconds: float) -> str:
+    def _finding(self, lost: list[int], seconds: float) -> Finding:
         """Says who is gone; a rank whose own heartbeats do not come back cannot reach the store."""
-        here = f"This is rank {self._rank} (host {socket.gethostname()}) in phase {current_phase()}; {GO_ON}"
+        here = f"This is rank {self._rank} (host {socket.gethostname()}){in_phase()}"
         others = [rank for rank in range(len(self._keys)) if rank != self._rank]
         reasons = [rank for rank in lost if rank in self._beats and self._beats[rank].ended]
+        failed = [rank for rank in reasons if self._beats[rank].failed]
         if reasons:
-            what = "; ".join(f"{self._words(rank)} ended: {self._beats[rank].ended}" for rank in reasons[:SHOWN])
+            told = failed or reasons
+            what = "; ".join(f"{self._words(rank)} ended: {self._beats[rank].ended}" for rank in told[:SHOWN])
         elif self._store_error or self._rank in lost:
             agent = _agent_keeps_store()
             keeper = "torchrun's agent on the first node" if agent else self._words(0)
@@ -220,7 +271,7 @@ class Watchdog:
             what = f"{self._list(lost)} has ended or cannot be reached: nothing heard for {seconds:g} s"
         else:
             what = f"all ranks are alive, and one did not come in time: {self._list(others)}"
-        return f"{what}. {here}"
+        return Finding(f"{what}. {here}", code=1) if failed else Finding(f"{what}. {here}; {GO_ON}")
 
     def _list(self, ranks: list[int]) -> str:
         more = f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
@@ -229,7 +280,8 @@ class Watchdog:
     def _words(self, rank: int) -> str:
         if rank not in self._beats:
             return f"rank {rank} (before its first heartbeat)"
-        return f"rank {rank} (host {self._beats[rank].host}, last in phase {self._beats[rank].phase})"
+        phase = self._beats[rank].phase
+        return f"rank {rank} (host {self._beats[rank].host}{f', last in phase {phase}' if phase else ''})"
 
 
 def _agent_keeps_store() -> bool:

@@ -18,7 +18,8 @@ srun --wait=120 --distribution=block --label \
 code=$?
 
 # Something was lost and nothing is wrong with the command: 75 is medvlt's word for it, 137 and 143 are ranks that were
-# killed, whose code srun prefers as the higher one. Then it goes on from last.ckpt, five times at most.
+# killed, whose code srun prefers as the higher one. Then it goes on from last.ckpt, five times at most. An error of a
+# rank's own, which would come again, ends it with 1 or 2, and the others with 1.
 case "$code" in
   75 | 137 | 143) [ "${SLURM_RESTART_COUNT:-0}" -ge 5 ] || scontrol requeue "$SLURM_JOB_ID" ;;
 esac

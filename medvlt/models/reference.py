@@ -28,8 +28,8 @@ class ReferencePolicy:
         settings: How its backbone was loaded.
         mesh: Shards the copy like the policy (FSDP2); None leaves it whole.
         on_cpu: Keep the copy in main memory while it is not used: 4 bytes per parameter (float32) less on the device
-            for two transfers per iteration. A copy that FSDP2 has split stays in main memory while it is used, too:
-            its blocks come to the device one at a time. FSDP1 has no say in it but its own `cpu_offload`.
+            for two transfers per iteration. A copy that FSDP2 or FSDP1 has split stays in main memory while it is
+            used, too: its blocks come to the device one at a time.
     """
 
     def __init__(self, policy: Policy, settings: Backbone, *, mesh: DeviceMesh | None, on_cpu: bool) -> None:

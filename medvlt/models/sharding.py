@@ -13,12 +13,14 @@ from torch.distributed.fsdp import (
     CPUOffload,
     CPUOffloadPolicy,
     FSDPModule,
+    FullyShardedDataParallel,
     MixedPrecision,
     MixedPrecisionPolicy,
     OffloadPolicy,
     ShardingStrategy,
     fully_shard,
 )
+from torch.distributed.fsdp._runtime_utils import _reshard
 from torch.distributed.fsdp.wrap import wrap
 from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLVisionBlock
@@ -134,11 +136,32 @@ def _wrapped(policy: Policy, sharding: Sharding) -> Policy:
         ) from error
 
 
+def as_policy(module: nn.Module | None) -> Policy | None:
+    """Returns what a module has as its `policy`: a policy, or FSDP1's wrapper around one; None where there is none.
+
+    Raises:
+        ConfigurationError: If it is something else, of which no weights could be sent to an engine.
+    """
+    if module is None or isinstance(module, Policy):
+        return module
+    if isinstance(module, FullyShardedDataParallel) and isinstance(module.module, Policy):
+        return cast(Policy, module)
+    raise ConfigurationError(
+        f"the module's `policy` is a {type(module).__name__}, expected a medvlt.models.policy.Policy or one "
+        "that FSDP1Strategy has wrapped; leave it as `configure_model` built it"
+    )
+
+
 def reshard(policy: nn.Module) -> None:
-    """Lets go of gathered weights, of which FSDP2 keeps the root's after a forward in case a backward follows."""
+    """Lets go of gathered weights, of which FSDP keeps the root's after a forward in case a backward follows."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    for root in FullyShardedDataParallel.fsdp_modules(policy, root_only=True):
+        for unit in FullyShardedDataParallel.fsdp_modules(root):
+            handle = unit._handle
+            if handle is not None and handle.uses_sharded_strategy:
+                _reshard(unit, handle, True)  # FSDP1 has no public name for it
 
 
 def sharded_by(policy: nn.Module) -> Literal["FSDP2", "DeepSpeed ZeRO-3", "FSDP1"] | None:

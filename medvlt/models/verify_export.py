@@ -53,16 +53,14 @@ class Answer:
         prompt: As the trainer encodes it.
         token_ids: The answer, (T,).
         logprobs: Of its tokens, by the forward that training uses, (T,).
-        margins: By how much each token is likelier than the next best, in nats, (T,).
-        next_best: These other tokens, (T,).
+        behind: By how much every other token was less likely than that of the answer, in nats, (T, vocabulary).
     """
 
     sample: Sample
     prompt: EncodedPrompt
     token_ids: Tensor
     logprobs: Tensor
-    margins: Tensor
-    next_best: Tensor
+    behind: Tensor
 
     @property
     def called(self) -> str:
@@ -171,7 +169,7 @@ def load_adapter(folder: Path, base: Backbone, computed: torch.dtype) -> Any:
     from peft import PeftModel  # slow to import
 
     with _explained("peft"):
-        dtype = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
+        dtype: Any = base.dtype if base.dtype == "auto" else getattr(torch, base.dtype)
         quantized = None if base.quantization is None else quantization_config(base.quantization, dtype)
         model = AutoModelForImageTextToText.from_pretrained(
             base.name, revision=base.revision, dtype=dtype, quantization_config=quantized, trust_remote_code=False
@@ -206,7 +204,7 @@ def check_transformers(model: Any, expected: Sequence[Answer], encoder: PromptEn
         pad_token_id=encoder.end_token_ids[-1],
         suppress_tokens=banned,
     )
-    found = []
+    found: list[Comparison] = []
     for answer in expected:
         prompt = encoder.encode(answer.sample)
         begin = len(prompt.token_ids)
@@ -214,7 +212,7 @@ def check_transformers(model: Any, expected: Sequence[Answer], encoder: PromptEn
         text = model.generate(**inputs, generation_config=greedy)[0, begin:]
         whole = _inputs(prompt, torch.cat([prompt.token_ids, answer.token_ids]), encoder.image_token_id)
         logits = model(**whole).logits[0, begin - 1 : -1].float()
-        logprobs, _, _ = _chosen(logits, answer.token_ids, banned)
+        logprobs, _ = _chosen(logits, answer.token_ids, banned)
         found.append(_compare("transformers", answer, text, logprobs, encoder, bound))
     return _said("transformers", found, bound)
 
@@ -246,13 +244,13 @@ def check_vllm(expected: Sequence[Answer], encoder: PromptEncoder, *, bound: flo
         raise VerificationError(f"vLLM does not answer with the written folder: {error}") from error
     finally:
         engine.close()
-    found = []
+    found: list[Comparison] = []
     for answer, group in zip(expected, groups, strict=True):
         (completion,) = group.completions
-        if group.prompt_token_ids != tuple(answer.prompt.token_ids.tolist()):
-            raise VerificationError(f"vLLM: {answer.called} has other tokens there ({completion.error})")
-        if completion.error is not None:
+        if completion.finish_reason == "error":
             raise VerificationError(f"vLLM does not answer {answer.called}: {completion.error}")
+        if group.prompt_token_ids != tuple(answer.prompt.token_ids.tolist()):
+            raise VerificationError(f"vLLM: {answer.called} has other tokens there")
         ids, logprobs = torch.tensor(completion.token_ids), torch.tensor(completion.sampler_logprobs)
         shared = common_length(answer.token_ids, ids)
         found.append(_compare("vLLM", answer, ids, logprobs[:shared], encoder, bound))
@@ -273,8 +271,8 @@ def _compare(
         bound: See `tolerance`.
 
     Raises:
-        VerificationError: If the log-probabilities differ by more than the bound, or the first other token is not the
-            policy's next best in a near tie.
+        VerificationError: If the log-probabilities differ by more than the bound, or the first other token is none
+            that the policy finds nearly as likely.
     """
     ours = answer.token_ids
     shared = common_length(ours, ids)
@@ -286,11 +284,7 @@ def _compare(
             f"average, {most:.2g} at most; at most {bound:g} on average is rounding"
         )
     same = torch.equal(ours, ids)
-    near_tie = (
-        shared < min(len(ours), len(ids))
-        and answer.margins[shared] <= NEAR_TIE * bound
-        and ids[shared] == answer.next_best[shared]
-    )
+    near_tie = shared < min(len(ours), len(ids)) and answer.behind[shared, ids[shared]] <= NEAR_TIE * bound
     if not same and not near_tie:
         theirs, expected = (encoder.tokenizer.decode(tokens) for tokens in (ids, ours))
         raise VerificationError(
@@ -315,7 +309,7 @@ def _said(library: str, found: Sequence[Comparison], bound: float) -> str:
     if not any(comparison.shared for comparison in found):
         raise VerificationError(f"{library}: no greedy answer begins as the policy's does, so none can be compared")
     tied = sum(not comparison.same for comparison in found)
-    text = "same greedy text" if tied == 0 else f"same greedy text but in {tied}, from a near tie of two tokens on"
+    text = "same greedy text" if tied == 0 else f"same greedy text but in {tied}, from a near tie on"
     worst = max(comparison.mean for comparison in found)
     return (
         f"{library} answers {len(found)} prompts as the policy does: {text}, log-probabilities within {worst:.1g} on "
@@ -343,14 +337,12 @@ def _inputs(prompt: EncodedPrompt, token_ids: Tensor, image_token_id: int) -> di
     return inputs
 
 
-def _chosen(logits: Tensor, token_ids: Tensor, banned: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns each token's log-probability, its lead over the best other one, and that one, without banned tokens."""
+def _chosen(logits: Tensor, token_ids: Tensor, banned: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Returns the log-probability of each token and its lead over every other one, without banned tokens."""
     logits[:, list(banned)] = -torch.inf
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(-1, token_ids[:, None])
-    others = logprobs.scatter(-1, token_ids[:, None], -torch.inf)
-    best, next_best = others.max(-1)
-    return chosen[:, 0], chosen[:, 0] - best, next_best
+    return chosen[:, 0], chosen - logprobs
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -141,8 +141,8 @@ def computing_dtype(policy: Policy | None, *, on_gpu: bool) -> str:
     """
     if policy is None:
         return "bfloat16" if on_gpu else "float32"
+    device = "cuda" if on_gpu else "cpu"  # not that of the weights: offloaded shards are in main memory
     weight = policy.base.lm_head.weight
-    device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return str(dtype).removeprefix("torch.")
 

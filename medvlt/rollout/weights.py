@@ -64,6 +64,7 @@ def hub_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 def _full_weights(policy: Policy, layers: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     sent: set[int] = set()  # the second name of a tied parameter is left out
     for unit, modules in _units(policy).items():
+        fsdp1 = isinstance(unit, FullyShardedDataParallel)
         with _opened(unit):
             for owner, module in modules:
                 if owner.partition(".lora_")[0] in layers and ".lora_" in owner:
@@ -73,7 +74,10 @@ def _full_weights(policy: Policy, layers: Mapping[str, Any]) -> Iterator[tuple[s
                         sent.add(id(parameter))
                         base, within, _ = owner.partition(".base_layer")
                         adapted = layers[base] if within and leaf == "weight" else None
-                        yield f"{base}.{leaf}", _full_weight(parameter, adapted)
+                        weight = _full_weight(parameter, adapted)
+                        # FSDP1 frees what it has gathered when the unit is closed; vLLM keeps a tensor until it has
+                        # all of a layer
+                        yield f"{base}.{leaf}", weight.clone() if fsdp1 else weight
                 for leaf, buffer in module.named_buffers(recurse=False):
                     if leaf not in module._non_persistent_buffers_set:
                         yield f"{owner}.{leaf}", full_tensor(buffer)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from toy_checkpoints import Wide, again, hidden_names, load, numbers, trainer, visible
 
 from callbacks import AtomicCheckpoint, swapping
-from medvlt.errors import ConfigurationError
+from medvlt.errors import ConfigurationError, DataError
 
 SETTINGS: list[dict[str, Any]] = [
     {"save_top_k": 1, "save_last": True},
@@ -100,6 +104,9 @@ def test_killed_before_each_change_on_the_disk(
         return done
 
     monkeypatch.setattr(swapping, "exchange", audited)
+    temporary = tmp_path / "temporary"  # on another disk, perhaps, and nobody sweeps it
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     keeper = AtomicCheckpoint(dirpath=tmp_path / "run", save_last=save_last, every_n_train_steps=1)
     fit = trainer(keeper, max_steps=1)
     fit.fit(Wide(), numbers(3))
@@ -120,12 +127,39 @@ def test_killed_before_each_change_on_the_disk(
         assert [Path(path) for path in keeper._find_last_checkpoints(fit)] == [last]
         for path in visible(tmp_path / "run"):
             assert whole_in(path), (step, path)
+        assert not list(temporary.iterdir())
         swapping.sweep(tmp_path / "run")
         assert not hidden_names(tmp_path / "run")
         assert last.exists()
         if not died:
             break
     assert step > (5 if kind == "file" else 10)
+
+
+def test_ranks_that_finish_a_swap_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank makes the whole move between any two looks at the disk: the new one stays in its place."""
+    path, lexists = tmp_path / "last.ckpt", os.path.lexists
+    looks = 0
+    for moment in range(1, 7):
+        shutil.rmtree(path, ignore_errors=True)
+        for role in ("writing", "replaced"):
+            shutil.rmtree(swapping.hidden(path, role), ignore_errors=True)
+            swapping.hidden(path, role).mkdir()
+            (swapping.hidden(path, role) / role).touch()
+        looks = 0
+
+        def look(name: Any, moment: int = moment) -> bool:
+            nonlocal looks
+            looks += 1
+            found = lexists(name)
+            if looks == moment:
+                swapping.finish_swap(path)
+            return found
+
+        monkeypatch.setattr(os.path, "lexists", look)
+        swapping.finish_swap(path)
+        assert [inside.name for inside in path.iterdir()] == ["writing"]
+        monkeypatch.undo()
 
 
 def as_folder(checkpoint: dict[str, Any], filepath: Any) -> None:
@@ -225,6 +259,59 @@ def test_last_is_written_whenever_it_is_due(tmp_path: Path) -> None:
     keeper = AtomicCheckpoint(dirpath=tmp_path, save_top_k=0, save_last=True, save_on_train_epoch_end=True)
     trainer(Look(), keeper, max_epochs=3).fit(Wide(), numbers(2))
     assert seen == [2, 4]
+
+
+def on_two_nodes(rank: int, port: int, folder: Path) -> None:
+    """A node of one rank each; the second has its own disk where checkpoints are kept."""
+    if rank == 1:
+        ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS: mounts of its own
+        for options in (["--make-rprivate", "/"], ["-t", "tmpfs", "tmpfs", str(folder)]):
+            subprocess.run(["mount", *options], check=True)
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK="0", NODE_RANK=str(rank))
+
+    def fit(**settings: Any) -> tuple[Trainer, AtomicCheckpoint]:
+        keeper = AtomicCheckpoint(folder, "{step}", every_n_train_steps=1, save_last="link", save_on_exception=True)
+        made = trainer(keeper, num_nodes=2, max_steps=3, strategy=DDPStrategy(process_group_backend="gloo"))
+        made.fit(Wide(), numbers(10), **settings)
+        return made, keeper
+
+    made, keeper = fit()
+    names = [path.name for path in visible(folder)]
+    assert names == (["last.ckpt", "step=3.ckpt"] if rank == 0 else [])
+    if rank == 1:  # fails alone
+        keeper._last_global_step_saved = 0
+        keeper.on_exception(made, made.lightning_module, ValueError("a bad picture"))
+    with pytest.raises(ConfigurationError, match="rank 1 nothing; dirpath must be on a disk that all nodes share"):
+        fit(ckpt_path="last")
+
+    made.strategy.save_checkpoint = partial(as_shared_folder, rank)
+    with pytest.raises(DataError, match="does not see what rank 0 wrote there: dirpath must be on a disk that all"):
+        again(made, keeper, 4)
+    assert [path.name for path in folder.iterdir() if path.name not in names] == []
+    torch.distributed.destroy_process_group()
+
+
+def as_shared_folder(rank: int, checkpoint: dict[str, Any], filepath: Path) -> None:
+    filepath.mkdir(exist_ok=True)
+    torch.save(checkpoint, filepath / f"{rank}.distcp")
+
+
+def test_nodes_that_share_no_disk(tmp_path: Path) -> None:
+    """Files, links and their removal are the first one's matter; a folder and going on are refused on both."""
+    mounts = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    if mounts.returncode:
+        pytest.skip("only root can give a process mounts of its own")
+    port = free_port()
+    processes = [CONTEXT.Process(target=on_two_nodes, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    codes = [process.exitcode for process in processes]
+    for process in processes:  # one that waits for the other for ever
+        process.kill()
+    assert codes == [0, 0]
 
 
 def test_what_cannot_be_atomic_is_refused(tmp_path: Path) -> None:

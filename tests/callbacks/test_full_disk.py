@@ -22,20 +22,22 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from toy_checkpoints import Wide, again, hidden_names, load, numbers, trainer, visible
 
 from callbacks import AtomicCheckpoint
-from callbacks.checkpoints import write_checkpoint
+from callbacks.checkpoints import save_before_end, write_checkpoint
 from medvlt.errors import DataError, LostRankError
 
 
 @contextmanager
-def full(strategy: Any) -> Iterator[None]:
-    """A disk that is full when half is written."""
+def full(strategy: Any) -> Iterator[list[Path]]:
+    """A disk that is full when half is written; gives what was to be written."""
+    asked: list[Path] = []
 
     def save(checkpoint: dict[str, Any], filepath: Path, storage_options: Any = None) -> None:
+        asked.append(filepath)
         filepath.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     strategy.save_checkpoint = save
-    yield
+    yield asked
     del strategy.save_checkpoint
 
 
@@ -52,6 +54,10 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with full(fit.strategy), pytest.raises(DataError, match=r"cannot write the checkpoint .*No space left"):
         write_checkpoint(fit, before[0])  # the one that is there
     assert load(before[0]) == 1
+    with full(fit.strategy):  # of a run that an engine ended: why it ended is what is raised
+        said = save_before_end(fit, tmp_path / "engine-failure.ckpt")
+    assert said.startswith("no checkpoint could be written: cannot write")
+    assert visible(tmp_path) == before
 
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000))
@@ -78,9 +84,25 @@ def test_an_error_of_writing_is_not_answered_by_writing(tmp_path: Path) -> None:
         assert (tmp_path / type(error).__name__).exists() == bool(kept)
     keeper = AtomicCheckpoint(dirpath=tmp_path / "full", save_on_exception=True, every_n_train_steps=2)
     fit = trainer(keeper)
-    with full(fit.strategy), pytest.raises(DataError, match="No space left") as caught:
+    with full(fit.strategy) as asked, pytest.raises(DataError, match="No space left"):
         fit.fit(Wide(), numbers(3))
-    assert caught.value.__context__ is caught.value.__cause__  # the first error, not one of a second attempt
+    assert len(asked) == 1
+    keeper = AtomicCheckpoint(dirpath=tmp_path / "full", save_on_exception=True)
+    fit = trainer(Fail(RuntimeError("of another kind")), keeper)
+    with full(fit.strategy) as asked, pytest.raises(RuntimeError, match="of another kind"):
+        fit.fit(Wide(), numbers(3))
+    assert len(asked) == 1
+
+
+def test_space_is_not_measured_by_a_checkpoint_of_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights alone, in a run that goes on from a whole state."""
+    whole = AtomicCheckpoint(dirpath=tmp_path, filename="whole", every_n_train_steps=1)
+    trainer(whole, max_steps=1).fit(Wide(), numbers(3))
+    left = namedtuple("left", "free")((tmp_path / "whole.ckpt").stat().st_size - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: left)
+    keeper = AtomicCheckpoint(dirpath=tmp_path / "w", filename="w", save_weights_only=True, every_n_train_steps=1)
+    trainer(keeper, max_steps=3).fit(Wide(), numbers(3), ckpt_path=tmp_path / "whole.ckpt", weights_only=False)
+    assert visible(tmp_path / "w")
 
 
 def test_really_full_disk(tmp_path: Path) -> None:
@@ -91,9 +113,12 @@ def test_really_full_disk(tmp_path: Path) -> None:
         pytest.skip("only root can mount a small disk")
     try:
         keeper = AtomicCheckpoint(dirpath=disk, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        fit = trainer(keeper)
         with pytest.raises(DataError, match=r"the last whole one is .*step=\d.ckpt: resume with") as caught:
-            trainer(keeper).fit(Wide(150), numbers(9, 150))  # 270 kB each
+            fit.fit(Wide(150), numbers(9, 150))  # 270 kB each
         assert "cannot write the checkpoint" in str(caught.value)
+        with pytest.raises(DataError, match="No space left on device"):
+            write_checkpoint(fit, disk / "another.ckpt")
         assert [load(path) for path in visible(disk)] == [1, 2, 3]
         assert not hidden_names(disk)
     finally:

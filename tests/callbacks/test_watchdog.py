@@ -11,10 +11,13 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks import RankWatchdog
+from medvlt import cli
 from medvlt.distributed import current_phase
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.watchdog import EXIT_CODE, Finding, note_finding, noted_finding
 
 
 def threads() -> list[str]:
@@ -75,31 +78,55 @@ class Watched:
     """In place of the watchdog: what it was told."""
 
     def __init__(self) -> None:
-        self.left: list[str] = []
+        self.left: list[tuple[str, bool]] = []
 
-    def leave(self, reason: str = "") -> None:
-        self.left.append(reason)
+    def leave(self, reason: str = "", *, failed: bool = False) -> None:
+        self.left.append((reason, failed))
 
-    def find_lost(self) -> str:
+    def find_lost(self) -> Finding:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # torchrun sends it meanwhile
-        return "rank 1 is gone"
+        return Finding("rank 1 is gone")
 
 
 def test_what_ends_a_rank_is_passed_on(tmp_path: Any) -> None:
     callback, module = RankWatchdog(), LightningModule()
-    for error, left, notes in (
-        (DataError("a bad\npicture"), ["DataError: a bad picture"], []),
-        (RuntimeError("[gloo] Connection closed by peer"), [], ["rank 1 is gone"]),
-        (
-            dist.DistBackendError("NCCL error: remote process exited or there was a network error"),
-            [],
-            ["rank 1 is gone"],
-        ),
-    ):
+    cases: tuple[tuple[BaseException, list[tuple[str, bool]]], ...] = (
+        (DataError("a bad\npicture"), [("DataError: a bad picture", True)]),
+        (SIGTERMException(), [("SIGTERMException: ", False)]),
+        (RuntimeError("[gloo] Connection closed by peer"), []),
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error"), []),
+    )
+    for error, left in cases:
         watched = Watched()
         callback._watchdog = watched  # type: ignore[assignment]
         before = signal.getsignal(signal.SIGTERM)
         callback.on_exception(trainer(callback, tmp_path), module, error)
         assert watched.left == left
-        assert getattr(error, "__notes__", []) == notes
+        later = ValueError("in its wake")
+        later.__context__ = error
+        later.add_note("of another library")
+        found = noted_finding(later)
+        assert (found is None) == bool(left)
+        assert found is None or found.message == "rank 1 is gone"
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("code", [1, EXIT_CODE])
+def test_the_command_ends_with_what_was_found_out(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says the backend's own words, too."""
+    ended: list[Finding] = []
+
+    def lose(*args: Any, **settings: Any) -> None:
+        error = dist.DistBackendError("NCCL error: remote process exited")
+        error.add_note("of another library")
+        if code == 1:
+            note_finding(error, Finding("rank 1 ended: DataError", code))
+        raise error
+
+    monkeypatch.setattr(cli, "MedvltCLI", lose)
+    monkeypatch.setattr(cli, "end_process", ended.append)
+    monkeypatch.setattr("sys.argv", ["medvlt"])
+    cli.run(["fit"])
+    assert [finding.code for finding in ended] == [code]
+    assert ended[0].message.startswith("rank 1 ended: DataError (" if code == 1 else "another rank has ended; its own")
+    assert ended[0].message.endswith("(NCCL error: remote process exited)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_strategies import Kind, spawn, strategy
+from cpu_strategies import Kind, needs_deepspeed, spawn, strategy
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -163,6 +163,7 @@ def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {case: fit(tiny_folder, "single", case, output) for case in CASES}
 
 
+@needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
 def test_two_processes_equal_one_and_resume_exactly(

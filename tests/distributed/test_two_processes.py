@@ -14,9 +14,9 @@ import torch.distributed as dist
 from cpu_fsdp1 import CPUFSDP1Strategy
 from cpu_strategies import spawn
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from callbacks import RolloutCallback
@@ -33,9 +33,13 @@ from medvlt.types import Completion, Sample, SamplingParams, Verdict
 
 
 class Recorder(Callback):
-    """What is compared: the loss of each step, and the norm of its gradients before and after clipping."""
+    """What is compared: the loss of each step, and the norm of its gradients before and after clipping.
 
-    def __init__(self) -> None:
+    Saves after the first of them where it is told to.
+    """
+
+    def __init__(self, save_to: Path | None = None) -> None:
+        self.save_to = save_to
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.clipped: list[float] = []
@@ -44,6 +48,8 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if pl_module.ends_step(args[2]):
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
+            if trainer.global_step == 1 and self.save_to is not None:
+                trainer.save_checkpoint(self.save_to)
         self.without_picture.append(getattr(args[1], "packed", args[1]).pixel_values is None)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -80,17 +86,15 @@ class Run:
 def train(folder: Path, strategy: Any, devices: int, run: Run) -> dict[str, Any]:
     """Most micro-batches are one text or one picture; afterwards there are 8 questions of validation."""
     seed_everything(4)  # of the adapters
-    recorder = Recorder()
+    recorder = Recorder(run.save_to)
     callbacks: list[Callback] = [recorder]
-    if run.save_to is not None:
-        callbacks.append(ModelCheckpoint(run.save_to, "{step}", every_n_train_steps=1, save_top_k=-1))
     benchmarks = {}
     if run == Run():
         callbacks.append(RolloutCallback(ScriptedEngine(["<answer> A </answer>"]), SamplingParams(temperature=0)))
         benchmarks = {"seven": Phantom("test", 7, modality="text"), "one": Phantom("test", 1, modality="text")}
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_progress_bar=False, max_epochs=1,
-        enable_model_summary=False, enable_checkpointing=run.save_to is not None, callbacks=callbacks,
+        enable_model_summary=False, enable_checkpointing=False, callbacks=callbacks,
         num_sanity_val_steps=0, gradient_clip_val=1.0, accumulate_grad_batches=run.accumulate,
     )  # fmt: skip
     module = SFTModule(
@@ -126,10 +130,18 @@ class Parity:
 
 
 class Reading(ScriptedEngine):
-    """Reads all weights it is sent, as an engine with a copy would: gathering them is a step of all ranks."""
+    """Notes what it is sent, and at which step; gathering weights is a step of all ranks.
+
+    Like vLLM it keeps tensors before it reads them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["a b", "c", "d e f"])
+        self.sent: list[tuple[int, dict[str, float]]] = []
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        assert len([tensor for _, tensor in weights if tensor.numel()]) > 50
+        kept = list(weights)
+        self.sent.append((version, {name: float(tensor.double().norm()) for name, tensor in kept}))
         super().load_weights((), version=version)
 
 
@@ -141,7 +153,7 @@ def train_grpo(folder: Path, strategy: Any, devices: int, *, live: bool) -> dict
     rollout = (
         RolloutCallback(TransformersEngine(), group_sampling=sampling, seed=1)
         if live
-        else RolloutCallback(Reading(["a b", "c", "d e f"]), group_sampling=sampling, seed=1, parity=None)
+        else RolloutCallback(Reading(), group_sampling=sampling, seed=1, parity=None)
     )
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_progress_bar=False, max_epochs=2,
@@ -158,7 +170,12 @@ def train_grpo(folder: Path, strategy: Any, devices: int, *, live: bool) -> dict
     trainer.fit(module, data)
     iteration = data.buffer.iteration
     assert iteration is not None
+    assert module._reference is not None
+    reference = module._reference.copy
+    if isinstance(reference, FullyShardedDataParallel):  # its root lets go of what a forward without backward gathered
+        assert reference._handle.flat_param._full_param_padded.untyped_storage().size() == 0
     return {
+        "sent": getattr(rollout.engine, "sent", []),
         "losses": recorder.losses,
         "norms": recorder.norms,
         "token_ids": [c.token_ids for group in iteration.groups for c in group.group.completions],
@@ -195,8 +212,8 @@ def fsdp2(rank: int, folder: Path, output: Path) -> None:
     run("sft", Run())
     run("sft, each micro-batch", Run(), sync_gradients="micro_batch")
     run("sft, offloaded", Run(), cpu_offload=True, reshard_after_forward=False)
-    run("lora", Run(lora=LORA, save_to=output / "lora"))
-    run("lora, resumed", Run(lora=LORA, resume_from=output / "lora" / "step=1.ckpt"))
+    run("lora", Run(lora=LORA, save_to=output / "lora.ckpt"))
+    run("lora, resumed", Run(lora=LORA, resume_from=output / "lora.ckpt"))
     plain = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
     found["grpo"] = train_grpo(folder, plain, 2, live=False)
     torch.save(found, output / f"{rank}.pt")
@@ -211,12 +228,11 @@ def fsdp1(rank: int, folder: Path, output: Path) -> None:
         found[name] = train(folder, CPUFSDP1Strategy(process_group_backend="gloo", **options), 2, settings)
         found[name]["reductions"] = len(reductions) - before
 
-    run("sft", Run())
+    run("sft", Run(save_to=output / "sft.ckpt"))
     run("sft, each micro-batch", Run(), sync_gradients="micro_batch", reshard_after_forward=False)
-    run("sft, saved", Run(save_to=output / "sft"), save_distributed_checkpoint=False)
-    run("sft, resumed", Run(resume_from=output / "sft" / "step=1.ckpt"))
-    run("lora", Run(lora=LORA, save_to=output / "lora"))
-    run("lora, resumed", Run(lora=LORA, resume_from=output / "lora" / "step=1.ckpt"))
+    run("sft, resumed", Run(resume_from=output / "sft.ckpt"))
+    run("lora", Run(lora=LORA, save_to=output / "lora.ckpt"))
+    run("lora, resumed", Run(lora=LORA, resume_from=output / "lora.ckpt"))
     found["grpo"] = train_grpo(folder, CPUFSDP1Strategy(process_group_backend="gloo"), 2, live=False)
     torch.save(found, output / f"{rank}.pt")
 
@@ -240,6 +256,7 @@ def alone(tiny_folder: Path) -> dict[str, Any]:
     return {
         "sft": train(tiny_folder, "auto", 1, Run()),
         "lora": train(tiny_folder, "auto", 1, Run(lora=LORA)),
+        "grpo": train_grpo(tiny_folder, "auto", 1, live=False),
     }
 
 
@@ -274,6 +291,9 @@ def assert_same_iterations(ranks: list[dict[str, Any]], expected: dict[str, Any]
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4, abs=1e-6)
         assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
         assert found["statistics"] == pytest.approx(expected["statistics"], rel=1e-3, abs=1e-5)
+        assert [version for version, _ in found["sent"]] == [version for version, _ in expected["sent"]]
+        for (_, norms), (_, others) in zip(found["sent"], expected["sent"], strict=True):
+            assert norms == pytest.approx(others, rel=1e-4)
         for number, values in expected["state"].items():
             torch.testing.assert_close(found["state"][number], values, rtol=0, atol=1e-5)
 
@@ -296,7 +316,7 @@ def test_fsdp2(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None
         assert_ranks_differed(ranks, name)
         assert_same_steps(ranks, name, alone["sft"])
     assert_same_steps(ranks, "lora", alone["lora"])
-    assert_same_iterations(ranks, train_grpo(tiny_folder, "auto", 1, live=False))
+    assert_same_iterations(ranks, alone["grpo"])
     steps = len(alone["sft"]["losses"])
     for rank in ranks:
         units = rank["sft"]["reductions"] // steps
@@ -304,7 +324,7 @@ def test_fsdp2(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None
         assert rank["sft"]["reductions"] == steps * units
         assert rank["sft, each micro-batch"]["reductions"] == 2 * steps * units
         check_resumed(rank["lora"], rank["lora, resumed"])
-    stored = torch.load(tmp_path / "lora" / "step=1.ckpt", weights_only=True)
+    stored = torch.load(tmp_path / "lora.ckpt", weights_only=True)
     assert stored["state_dict"].keys() == alone["lora"]["trained"].keys()
     assert all("lora_" in name for name in stored["state_dict"])
 
@@ -312,15 +332,15 @@ def test_fsdp2(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_fsdp1(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
     ranks = in_two_processes(fsdp1, tiny_folder, tmp_path)
-    for name in ("sft", "sft, each micro-batch", "sft, saved"):
+    for name in ("sft", "sft, each micro-batch"):
         assert_same_steps(ranks, name, alone["sft"])
     assert_same_steps(ranks, "lora", alone["lora"])
-    assert_same_iterations(ranks, train_grpo(tiny_folder, "auto", 1, live=False))
+    assert_same_iterations(ranks, alone["grpo"])
     for rank in ranks:
         assert rank["sft, each micro-batch"]["reductions"] == 2 * rank["sft"]["reductions"] > 0
-        check_resumed(rank["sft, saved"], rank["sft, resumed"])
+        check_resumed(rank["sft"], rank["sft, resumed"])
         check_resumed(rank["lora"], rank["lora, resumed"])
-    stored = torch.load(tmp_path / "lora" / "step=1.ckpt", weights_only=True)
+    stored = torch.load(tmp_path / "lora.ckpt", weights_only=True)
     assert stored["state_dict"].keys() == alone["lora"]["trained"].keys()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cpu_strategies import spawn
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
@@ -98,10 +99,10 @@ def work(rank: int, ranks: int, folder: Path, kind: str, output: Path) -> None:
     torch.cuda.set_device(rank)
     strategies = {"FSDP2": (FSDP2Strategy, FSDP2), "FSDP1": (FSDP1Strategy, FSDP1)}
     strategy, cases = strategies[kind]
-    found = {
-        name: train(folder, strategy(**options), ranks, precision, name, output / f"{name}.ckpt")
-        for name, (precision, options) in cases.items()
-    }
+    found = {}
+    for name, (precision, options) in cases.items():
+        found[name] = train(folder, strategy(**options), ranks, precision, name, output / f"{name}.ckpt")
+        dist.destroy_process_group()  # the next one chooses its backends
     torch.save(found, output / f"{rank}.pt")
 
 

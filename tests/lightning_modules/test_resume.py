@@ -188,6 +188,7 @@ PLACES: list[tuple[str, int]] = [
     ("on_before_backward", EPOCHS * MICRO_BATCHES),
     ("on_train_batch_end", EPOCHS * MICRO_BATCHES),
     ("on_train_epoch_end", EPOCHS),
+    ("on_train_end", 1),
 ]
 VALIDATION_PLACES = [
     ("on_validation_start", EPOCHS),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,13 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
 
 from callbacks import AtomicCheckpoint
 from datamodules import SFTDataModule
-from lightning_modules import FSDP2Strategy, SFTModule, stored
+from lightning_modules import FSDP1Strategy, FSDP2Strategy, RolloutModule, SFTModule, stored
 from lightning_modules.policy import dropout_seed
-from lightning_modules.stored import check_stored, save_adapters_alone
+from lightning_modules.stored import check_before_loading, check_stored, save_adapters_alone
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.errors import ConfigurationError
@@ -154,10 +156,11 @@ def refusal(
     now: str = BASE,
     training: bool = True,
     ranks: int = 2,
+    path: Path = Path("x.ckpt"),
 ) -> str:
     """What is said of a checkpoint of an SFTModule of the model "base" on two ranks under DDP; "" if it may be used."""
     said = {"module": "SFTModule", "base": BASE, "world_size": 2, "strategy": "DDPStrategy"} | (record or {})
-    checkpoint = StoredCheckpoint(Path("x.ckpt"), kind, backbone, 3, said)
+    checkpoint = StoredCheckpoint(path, kind, backbone, 3, said)
     monkeypatch.setattr(stored, "read_stored", lambda path: checkpoint)
     monkeypatch.setattr(stored, "base_identity", lambda backbone: now)
     trainer = SimpleNamespace(
@@ -167,7 +170,7 @@ def refusal(
     )
     module = type("SFTModule", (), {"backbone": Backbone("base"), "trainer": trainer})()
     try:
-        check_stored(Path("x.ckpt"), module, loaded=False)
+        check_stored(path, module, loaded=False)
     except ConfigurationError as error:
         return str(error)
     return ""
@@ -193,17 +196,27 @@ def test_what_a_run_cannot_go_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "`medvlt export x.ckpt FOLDER` and model.backbone.name: FOLDER" in other
 
 
-def test_what_a_strategy_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    fsdp2, single = FSDP2Strategy(), SingleDeviceStrategy("cpu")
-    assert refusal(monkeypatch, strategy=fsdp2) == ""
-    assert refusal(monkeypatch, strategy=fsdp2, kind="sharded", record={"strategy": "FSDP2Strategy"}, ranks=4) == ""
-    plain = ModelParallelStrategy(1, 1)
-    assert refusal(monkeypatch, strategy=plain, kind="sharded", record={"strategy": "FSDP2Strategy"}) == ""
-    for strategy in (DDPStrategy(), single):
-        assert "set trainer.strategy: fsdp2" in refusal(monkeypatch, strategy=strategy, kind="sharded")
+def test_what_a_strategy_cannot_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of folders what counts is whose shards are there, not which class wrote them."""
+    assert refusal(monkeypatch, strategy=FSDP2Strategy()) == ""
+    for strategy in (DDPStrategy(), SingleDeviceStrategy("cpu")):
         assert "was written by DeepSpeed, which alone" in refusal(monkeypatch, strategy=strategy, kind="deepspeed")
-    said = refusal(monkeypatch, strategy=FSDPStrategy(), kind="sharded", record={"strategy": "FSDP2Strategy"})
-    assert said == "x.ckpt has shards of FSDP2Strategy, which FSDPStrategy does not read; use FSDP2Strategy again"
+    readers = {"state_dict": (FSDP2Strategy(), ModelParallelStrategy(1, 1)), "model": (FSDP1Strategy(), FSDPStrategy())}
+    everyone = [DDPStrategy(), SingleDeviceStrategy("cpu"), *readers["state_dict"], *readers["model"]]
+    for root, kind in (("state_dict", "FSDP2"), ("model", "FSDP1")):
+        folder = tmp_path / f"{kind}.ckpt"
+        folder.mkdir()
+        tensor = TensorStorageMetadata(TensorProperties(), torch.Size([0]), [])
+        names = ("optimizer_0.state.policy.x", f"{root}.policy.x")
+        (folder / ".metadata").write_bytes(pickle.dumps(Metadata(dict.fromkeys(names, tensor), storage_data={})))
+        (folder / "meta.pt").touch()
+        for strategy in everyone:
+            said = refusal(monkeypatch, strategy=strategy, kind="sharded", ranks=4, path=folder)
+            if strategy in readers[root]:
+                assert said == ""
+            else:
+                assert f"shards of {kind}, which {type(strategy).__name__} does not read" in said
+                assert f"strategy: {kind.lower()}, or export its weights (`medvlt export {folder} FOLDER`)" in said
 
 
 def test_what_deepspeed_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,3 +241,18 @@ def test_folders_of_adapters_are_refused() -> None:
     save_adapters_alone(FSDP2Strategy())
     with pytest.raises(ConfigurationError, match="set state_dict_type: full"):
         save_adapters_alone(FSDPStrategy(state_dict_type="sharded"))
+
+
+def test_the_module_of_the_present_run_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Trainer may be given another module than before, and the strategy stays."""
+    compared: list[Any] = []
+    monkeypatch.setattr(stored, "check_stored", lambda path, module, *, loaded: compared.append(module))
+    strategy: Any = type("Loading", (), {"load_checkpoint": lambda self, path: path})()
+    modules = [SFTModule(Backbone("a")), SFTModule(Backbone("b"))]
+    for module in modules:
+        check_before_loading(strategy)
+        strategy.lightning_module = module
+        assert strategy.load_checkpoint("x.ckpt") == "x.ckpt"
+    strategy.lightning_module = RolloutModule()  # has no weights to load
+    strategy.load_checkpoint("x.ckpt")
+    assert compared == modules

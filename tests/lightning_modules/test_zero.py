@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_strategies import needs_deepspeed
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
 from lightning_modules.zero import SWITCH, plain_values_only, prepare_deepspeed
+
+pytestmark = needs_deepspeed
 
 
 class Code:

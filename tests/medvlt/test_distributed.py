@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvlt.distributed import enter_phase, gather, gather_to_first, interleave, lost_rank, together, world
-from medvlt.errors import DataError, EngineError, LostRankError, MedvltError
+from medvlt.errors import DataError, EngineError, LostRankError
 
 
 class Odd(DataError):
@@ -28,7 +28,7 @@ def test_interleave_undoes_the_split(items: list[int], ranks: int) -> None:
     assert interleave([items[rank::ranks] for rank in range(ranks)]) == items
 
 
-def failing(error: MedvltError) -> Callable[[], str]:
+def failing(error: BaseException) -> Callable[[], str]:
     def action() -> str:
         raise error
 
@@ -43,12 +43,24 @@ def test_alone() -> None:
     assert together(lambda: value) is value
     with pytest.raises(EngineError, match=r"^it died$"):
         together(failing(EngineError("it died")))
+    with pytest.raises(ZeroDivisionError):
+        together(failing(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("error", [LostRankError("rank 1 is gone"), KeyboardInterrupt(), SystemExit(2)])
+def test_nobody_is_asked_when_a_rank_is_gone_or_this_one_ends(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medvlt.distributed.gather", lambda _: pytest.fail("asked"))
+    with pytest.raises(type(error)) as raised:
+        together(failing(error))
+    assert raised.value is error
 
 
 def outcome(action: Callable[[], str]) -> tuple[str, str]:
     try:
         return "returned", together(action)
-    except MedvltError as error:
+    except Exception as error:
         return type(error).__name__, str(error)
 
 
@@ -60,6 +72,9 @@ def work(rank: int, port: int, output: Path) -> None:
         "second fails": (lambda: "zero", failing(EngineError("it died"))),
         "first fails": (failing(Odd(7, "bad picture")), lambda: "one"),
         "both fail": (failing(DataError("bad picture")), failing(EngineError("it died"))),
+        "second fails otherwise": (lambda: "zero", failing(ZeroDivisionError("by zero"))),
+        "inside": (lambda: together(lambda: "zero"), lambda: together(failing(ZeroDivisionError("by zero")))),
+        "both fail, one otherwise": (failing(DataError("bad picture")), failing(ZeroDivisionError("by zero"))),
     }
     found = {
         "world": world(),
@@ -87,12 +102,18 @@ def test_two_processes(tmp_path: Path) -> None:
         "second fails": ("EngineError", "rank 1: it died"),
         "first fails": ("Odd", "bad picture"),
         "both fail": ("DataError", "bad picture"),
+        "second fails otherwise": ("EngineError", "rank 1: ZeroDivisionError: by zero"),
+        "inside": ("EngineError", "rank 1: ZeroDivisionError: by zero"),
+        "both fail, one otherwise": ("DataError", "bad picture"),
     }
     assert second["together"] == {
         "both well": ("returned", "one"),
         "second fails": ("EngineError", "it died"),
         "first fails": ("DataError", "rank 0: bad picture"),
         "both fail": ("DataError", "rank 0: bad picture"),
+        "second fails otherwise": ("ZeroDivisionError", "by zero"),
+        "inside": ("ZeroDivisionError", "by zero"),
+        "both fail, one otherwise": ("ZeroDivisionError", "by zero"),
     }
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from cpu_strategies import free_port
 
 from medvlt.distributed import enter_phase
-from medvlt.watchdog import EXIT_CODE, Watchdog
+from medvlt.watchdog import EXIT_CODE, Finding, Watchdog
 
 BEAT = 0.05
 HOST = os.uname().nodename
@@ -30,13 +30,13 @@ class Rank:
     """A watchdog whose process is not ended, and what it said."""
 
     watchdog: Watchdog
-    messages: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
     def until(self, seconds: float) -> str:
         deadline = time.monotonic() + seconds
-        while not self.messages and time.monotonic() < deadline:
+        while not self.findings and time.monotonic() < deadline:
             time.sleep(BEAT)
-        return "".join(self.messages)
+        return "".join(finding.message for finding in self.findings)
 
 
 class Store:
@@ -60,9 +60,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Rank]]:
     monkeypatch.setattr("medvlt.watchdog._starts", iter([0] * 3))  # one job; each process counts for itself
     store, made = dist.HashStore(), []
     for rank in range(3):
-        messages: list[str] = []
-        watchdog = Watchdog(Store(store), rank, 3, silence_seconds=10 * BEAT, beat_seconds=BEAT, end=messages.append)  # type: ignore[arg-type]
-        made.append(Rank(watchdog, messages))
+        findings: list[Finding] = []
+        watchdog = Watchdog(Store(store), rank, 3, silence_seconds=10 * BEAT, beat_seconds=BEAT, end=findings.append)  # type: ignore[arg-type]
+        made.append(Rank(watchdog, findings))
     enter_phase("update")
     for rank in made:
         rank.watchdog.start()
@@ -85,7 +85,8 @@ def test_a_silent_rank_is_named_by_all_others(ranks: list[Rank]) -> None:
         assert message.startswith(f"rank 1 (host {HOST}, last in phase update) has ended or cannot be reached")
         assert f"This is rank {rank} (host" in message
         assert "--ckpt_path last" in message
-    assert not ranks[1].messages
+    assert not ranks[1].findings
+    assert [ranks[rank].findings[0].code for rank in (0, 2)] == [EXIT_CODE] * 2
 
 
 def test_ranks_that_are_done_may_be_silent(ranks: list[Rank]) -> None:
@@ -106,22 +107,37 @@ def test_the_first_rank_keeps_the_store_until_the_others_are_done(ranks: list[Ra
 
 
 def test_a_rank_that_failed_says_why(ranks: list[Rank]) -> None:
-    ranks[2].watchdog.leave("DataError: a bad picture")
+    """Its error would come again: nobody is told to go on, and nobody waits until silence counts as loss."""
+    for rank in ranks:
+        rank.watchdog.silence_rounds = 10**6
+    ranks[2].watchdog.leave("DataError: a bad picture", failed=True)
     found = ranks[0].watchdog.find_lost()  # at once, as when gloo says that a connection is closed
-    assert "rank 2 (host" in found
-    assert "ended: DataError: a bad picture" in found
+    assert "rank 2 (host" in found.message
+    assert "ended: DataError: a bad picture" in found.message
     assert "DataError: a bad picture" in ranks[1].until(5)  # and where nothing says so
+    for finding in (found, *ranks[1].findings):
+        assert finding.code == 1
+        assert "go on" not in finding.message
+
+
+def test_a_rank_that_was_told_to_end_is_no_failure(ranks: list[Rank]) -> None:
+    enter_phase("")
+    ranks[2].watchdog.leave("SIGTERMException: ")
+    found = ranks[0].watchdog.find_lost()
+    assert found.message.startswith(f"rank 2 (host {HOST}) ended: SIGTERMException")
+    assert f"This is rank 0 (host {HOST}); go on from the last checkpoint" in found.message
+    assert found.code == EXIT_CODE
 
 
 def test_the_lost_rank_is_found_soon_once_one_is_known_to_be_lost(ranks: list[Rank]) -> None:
     stop(ranks[1])
-    found = ranks[0].watchdog.find_lost()
+    found = ranks[0].watchdog.find_lost().message
     assert found.startswith("rank 1 (host")
     assert "rank 2" not in found
 
 
 def test_when_none_is_lost_it_says_what_they_do(ranks: list[Rank]) -> None:
-    found = ranks[0].watchdog.find_lost()
+    found = ranks[0].watchdog.find_lost().message
     assert found.startswith("all ranks are alive, and one did not come in time: rank 1 (host")
 
 

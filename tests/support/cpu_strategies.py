@@ -6,12 +6,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
+import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 
 Kind: TypeAlias = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
+
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not installed")
 
 
 class CPUDeepSpeed(DeepSpeedStrategy):

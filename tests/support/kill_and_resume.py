@@ -10,7 +10,9 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from multiprocessing.process import BaseProcess
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,10 +101,11 @@ class Diary(Callback):
     Args:
         folder: Of the run.
         kill: "inside:N", after the first micro-batch of the step that follows N; "epoch:N", when epoch N begins.
+        attempt: Number of the start in this folder.
     """
 
-    def __init__(self, folder: Path, kill: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kill: str, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
         self.place, _, when = kill.partition(":")
         self.when = int(when or -1)
         self.uids: set[str] = set()
@@ -120,6 +123,8 @@ class Diary(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         groups = data.buffer.iteration.groups if isinstance(data, PromptDataModule) else ()
         entry = {
+            "attempt": self.attempt,
+            "split": [trainer.world_size, trainer.accumulate_grad_batches],
             "step": trainer.global_step,
             "loss": float(trainer.callback_metrics["train/loss"]),
             "uids": sorted(self.uids),
@@ -162,14 +167,15 @@ def kill(run: Run, model: Path, folder: Path, at: str, *, resume: str = "") -> N
 def start(run: Run, model: Path, folder: Path, *, kill: str = "", resume: str = "") -> list[BaseProcess]:
     folder.mkdir(exist_ok=True)
     port = free_port()
+    attempt = 1 + max((entry["attempt"] for entry in entries(folder)), default=0)
     processes = []
     for rank in range(run.ranks):
-        processes.append(CONTEXT.Process(target=work, args=(rank, port, run, model, folder, kill, resume)))
+        processes.append(CONTEXT.Process(target=work, args=(rank, port, run, model, folder, kill, resume, attempt)))
         processes[-1].start()
     return list(processes)
 
 
-def work(rank: int, port: int, run: Run, model: Path, folder: Path, kill: str, resume: str) -> None:
+def work(rank: int, port: int, run: Run, model: Path, folder: Path, kill: str, resume: str, attempt: int) -> None:
     """One process of a run."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -178,7 +184,7 @@ def work(rank: int, port: int, run: Run, model: Path, folder: Path, kill: str, r
     with (folder / "output").open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    train(run, model, folder, kill, resume)
+    train(run, model, folder, Diary(folder, kill, attempt), resume)
 
 
 def said(folder: Path) -> str:
@@ -186,7 +192,7 @@ def said(folder: Path) -> str:
     return (folder / "output").read_text()[-3000:]
 
 
-def train(run: Run, model: Path, folder: Path, kill: str, resume: str) -> None:
+def train(run: Run, model: Path, folder: Path, diary: Diary, resume: str) -> None:
     kept: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     keepers = [
         AtomicCheckpoint(filename="step", every_n_train_steps=1, **kept),
@@ -200,7 +206,7 @@ def train(run: Run, model: Path, folder: Path, kill: str, resume: str) -> None:
         accelerator="cpu", devices=run.ranks, logger=False, enable_progress_bar=False, enable_model_summary=False,
         strategy=FSDP2Strategy(process_group_backend="gloo") if run.strategy == "fsdp2" else strategy(run.strategy),
         max_epochs=EPOCHS, accumulate_grad_batches=run.accumulate, default_root_dir=folder, limit_val_batches=0,
-        callbacks=[Diary(folder, kill), *([rollout] if run.task == "grpo" else []), *keepers],
+        callbacks=[diary, *([rollout] if run.task == "grpo" else []), *keepers],
     )  # fmt: skip
     trainer.fit(module(run, model), data(run, model), ckpt_path=folder / resume if resume else None)
     weights = {name: tensor.detach().clone() for name, tensor in hub_weights(trainer.lightning_module.policy)}
@@ -227,18 +233,34 @@ def data(run: Run, model: Path) -> SFTDataModule | PromptDataModule:
     return PromptDataModule(Phantom("train", 20, seed=1), encoder, prompts_per_iteration=8, updates_per_iteration=STEPS)
 
 
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """Reads what all ranks of all runs in a folder wrote down."""
+    return [json.loads(line) for path in sorted(folder.glob("diary*.jsonl")) for line in path.read_text().splitlines()]
+
+
 def outcome(folder: Path) -> Outcome:
-    """Reads what all ranks of all runs in a folder wrote down; a step that was made again must have been the same."""
+    """Puts all runs in a folder together; a step that was made again must have been the same.
+
+    To the last bit, or within the rounding of its sums where it was split otherwise. A step that not all ranks of a run
+    had written down when they were killed counts where it was made again.
+    """
     losses: dict[int, float] = {}
-    uids: dict[int, set[str]] = {}
-    tokens: dict[int, Any] = {}
-    for path in sorted(folder.glob("diary*.jsonl")):
-        for entry in map(json.loads, path.read_text().splitlines()):
-            step = entry["step"]
-            losses[step] = entry["loss"]
-            uids.setdefault(step, set()).update(entry["uids"])
-            tokens[step] = entry["tokens"]
-    samples = {step: (sorted(uids[step]), tokens[step]) for step in losses}
+    samples: dict[int, Any] = {}
+    split: dict[int, list[int]] = {}
+    by_step = itemgetter("attempt", "step")
+    for (_, step), group in groupby(sorted(entries(folder), key=by_step), key=by_step):
+        made = list(group)
+        now: list[int] = made[0]["split"]
+        if len(made) < now[0]:
+            continue
+        loss = made[0]["loss"]
+        seen = sorted({uid for entry in made for uid in entry["uids"]}), made[0]["tokens"]
+        assert all((entry["loss"], entry["tokens"]) == (loss, seen[1]) for entry in made)
+        if step in losses:
+            assert samples[step] == seen
+            tolerance = 0 if split[step] == now else 1e-5 * max(1.0, abs(loss))
+            assert abs(losses[step] - loss) <= tolerance, f"step {step} was made with {losses[step]}, then {loss}"
+        losses[step], samples[step], split[step] = loss, seen, now
     return Outcome(losses, samples, torch.load(folder / "weights.pt"))
 
 

@@ -79,7 +79,7 @@ def sft_config(model: Path, folder: Path, *further: dict[str, Any], devices: int
             "default_root_dir": str(folder),
             "callbacks": [
                 {"class_path": "RankWatchdog", "init_args": {"silence_seconds": 8}},
-                {"class_path": "ModelCheckpoint", "init_args": checkpoints},
+                {"class_path": "AtomicCheckpoint", "init_args": checkpoints},
                 {"class_path": "launched.Losses", "init_args": {"folder": str(folder)}},
                 *further,
             ],

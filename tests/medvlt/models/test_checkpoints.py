@@ -32,6 +32,7 @@ ADAPTERS = LoRA(rank=2, components=("vision", "projector", "language"))
 KINDS: dict[str, dict[str, Any]] = {
     "fsdp2": {},
     "zero2": {},
+    "zero2 bf16": {},
     "zero3": {"freeze": ("vision",)},  # what is frozen is stored elsewhere than what is trained
     "zero3 lora": {"lora": ADAPTERS},
 }
@@ -56,6 +57,7 @@ def train_all(rank: int, folder: Path, output: Path) -> None:
         trainer = Trainer(
             accelerator="cpu", devices=2, strategy=strategy(name), logger=False, enable_checkpointing=False,  # type: ignore[arg-type]
             enable_progress_bar=False, enable_model_summary=False, max_steps=2, limit_val_batches=0,
+            precision="bf16-mixed" if kind.endswith("bf16") else "32-true",
         )  # fmt: skip
         encoder = PromptEncoder(str(folder), template="plain")
         trainer.fit(module, SFTDataModule(Phantom("train", 8), encoder, global_batch_size=4))
@@ -99,7 +101,26 @@ def test_weights_are_those_in_memory(kind: str, trained: Path, tiny_folder: Path
     found, live = read_weights(stored), live_weights(trained, kind)
     assert found.keys() == live.keys()
     for name, tensor in live.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(found[name].to(tensor.dtype), tensor), name
+
+
+@pytest.mark.slow
+def test_the_optimizer_has_more_digits_than_the_forward(trained: Path, tmp_path: Path) -> None:
+    """They are read as DeepSpeed's own converter reads them, and refused where they are of another step."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    folder = Path(shutil.copytree(trained / "zero2 bf16.ckpt", tmp_path / "copy.ckpt"))
+    found = read_weights(read_stored(folder))
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(folder), "checkpoint")
+    assert {f"policy.{name}" for name in found} == theirs.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, theirs[f"policy.{name}"]), name
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in found.values())
+    state = torch.load(folder / "checkpoint" / "mp_rank_00_model_states.pt", weights_only=False)
+    next(iter(state["module"].values())).add_(1.0)
+    torch.save(state, folder / "checkpoint" / "mp_rank_00_model_states.pt")
+    with pytest.raises(ConfigurationError, match=r"the float32 weights of policy\.\S+ are not those that the forward"):
+        read_weights(read_stored(folder))
 
 
 @pytest.mark.slow
@@ -133,7 +154,12 @@ def test_a_folder_is_exported(kind: str, trained: Path, tiny_folder: Path, tmp_p
         ("fsdp2", lambda f: cut(f / "meta.pt"), r"meta\.pt cannot be read as a checkpoint"),
         ("zero2", lambda f: (f / "latest").unlink(), "has no file 'latest': it was interrupted while it was written"),
         ("zero2", lambda f: cut(f / "checkpoint" / "mp_rank_00_model_states.pt"), "cannot be read as a"),
+        ("zero2", lambda f: next((f / "checkpoint").glob("*_1_*optim*")).unlink(), "is missing, one of 2 ranks'"),
+        ("zero2", lambda f: cut(next((f / "checkpoint").glob("*_1_*optim*"))), r"_1_\S+ cannot be read as a"),
         ("zero3", lambda f: next((f / "checkpoint").glob("*_1_*optim*")).unlink(), "is missing, one of 2 ranks'"),
+        ("zero3", lambda f: cut(next((f / "checkpoint").glob("*_1_*optim*"))), r"_1_\S+ cannot be read as a"),
+        ("zero3", lambda f: next((f / "checkpoint").glob("*_1_*model*")).unlink(), "is missing, one of 2 ranks'"),
+        ("zero3", lambda f: cut(next((f / "checkpoint").glob("*_1_*model*"))), r"_1_\S+ cannot be read as a"),
         ("zero3", lambda f: [p.unlink() for p in (f / "checkpoint").glob("*model*")], "has neither mp_rank_00"),
     ],
 )

@@ -27,12 +27,13 @@ from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.models import model_folder
-from medvlt.models.checkpoints import backbone_record
+from medvlt.models.checkpoints import backbone_record, read_stored
 from medvlt.models.export import export
 from medvlt.models.loading import Backbone, LoRA, load_backbone
 from medvlt.models.model_folder import COPIED_FILES
 from medvlt.models.optimization import Optimization
 from medvlt.models.policy import Policy
+from medvlt.models.restore import read_base, unknown_base
 
 ADAPTED = LoRA(rank=2, components=("vision", "projector", "language"))
 
@@ -238,6 +239,27 @@ def test_adapters_go_on_the_base_they_were_trained_on(
         export(adapted[1], tmp_path / "model", base=str(other))
     export(adapted[1], tmp_path / "model", base=str(moved))
     assert f"base: `{moved}`" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("recorded", ["", "someone/tiny@main", None])
+def test_a_base_that_nobody_can_compare(
+    recorded: str | None, adapted: tuple[SFTModule, Path], tiny_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A folder is taken, with a word about it; another model on the Hub is not."""
+    checkpoint = torch.load(adapted[1], weights_only=True)
+    del checkpoint["medvlt"]["base"]
+    checkpoint["medvlt"] |= {} if recorded is None else {"base": recorded}
+    checkpoint["backbone"] |= {"name": "someone/tiny"}
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    stored = read_stored(tmp_path / "a.ckpt")
+    start = read_base(str(tiny_folder))
+    for name, revision in (("someone/other", None), ("someone/tiny", "v2")):
+        with pytest.raises(ConfigurationError, match=rf"for someone/tiny@main, without .* --base names {name}@"):
+            unknown_base(stored, replace(start, name=name, revision=revision))
+    export(tmp_path / "a.ckpt", tmp_path / "model", base=str(tiny_folder), check="none")
+    assert "warning: the weights of the base" in capsys.readouterr().out
+    assert "- not known: the weights of the base" in (tmp_path / "model" / "README.md").read_text()
+    assert unknown_base(read_stored(adapted[1]), start) == ""
 
 
 def test_a_base_with_another_vocabulary_is_refused(

@@ -20,10 +20,10 @@ from medvlt.data.prompts import PromptTemplate
 from medvlt.models.checkpoints import StoredCheckpoint, backbone_record
 from medvlt.models.export import export
 from medvlt.models.loading import Backbone, LoRA, load_backbone
-from medvlt.models.model_card import QUESTION, CardFacts, model_card
+from medvlt.models.model_card import QUESTION, CardFacts, model_card, snippet
 from medvlt.models.policy import Policy
 from medvlt.models.restore import read_base
-from medvlt.rollout.store_identity import encoder_identity
+from medvlt.rollout.store_identity import encoder_identity, model_identity
 
 TEMPLATE = PromptTemplate(
     system="Answer as a `doctor`.\nBriefly.", instruction="Think.", option_format="({label}) {text}"
@@ -70,8 +70,8 @@ def exported(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytes
     policy = Policy(load_backbone(backbone))
     weights = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
     encoder = PromptEncoder(str(base), template=TEMPLATE, images=LIMITS)
-    stored = {"state_dict": weights, "backbone": backbone_record(backbone), "global_step": 7, "medvlt": record(encoder)}
-    torch.save(stored, place / "a.ckpt")
+    stored = {"state_dict": weights, "backbone": backbone_record(backbone), "global_step": 7}
+    torch.save(stored | {"medvlt": record(encoder, base=model_identity(str(base)))}, place / "a.ckpt")
     export(place / "a.ckpt", place / request.param, adapter=adapter)
     return place / request.param
 
@@ -97,7 +97,7 @@ def test_what_it_says(exported: Path, base: Path) -> None:
         "a.ckpt`, optimizer step 7",
         "dtype: float32",
         "method: `GRPOModule`",
-        "fingerprint of the base's weights: `0123456789abcdef`",
+        f"fingerprint of the base's weights: `{model_identity(str(base))}`",
         r"| source | \<b\>M23k\</b\>\|x |",
         "| fingerprint | feedfacefeedface |",
         "| samples | 17 |",
@@ -137,6 +137,19 @@ def card_of(base: Path, record: dict[str, Any], name: str = "model") -> str:
     stored = StoredCheckpoint(Path("a`b.ckpt"), "file", Backbone(str(base)), 3, record)
     encoder = PromptEncoder(str(base))
     return model_card(CardFacts(name, stored, read_base(str(base)), encoder, torch.float32, adapter=False))
+
+
+def test_the_snippet_names_the_base_that_was_trained(base: Path) -> None:
+    settings = Backbone(str(base), dtype="bfloat16", lora=LoRA(rank=2), quantization="nf4")
+    stored = StoredCheckpoint(Path("b.ckpt"), "file", settings, 3, {})
+    start = replace(read_base(str(base)), revision="0badcafe")
+    code = snippet(CardFacts("a", stored, start, PromptEncoder(str(base)), torch.float32, adapter=True))
+    assert f"base, revision = {str(base)!r}, '0badcafe'" in code
+    assert code.count("from_pretrained(base, revision=revision") == 2
+    assert "BitsAndBytesConfig" in code
+    plain = replace(stored, backbone=replace(settings, quantization=None))
+    code = snippet(CardFacts("a", plain, start, PromptEncoder(str(base)), torch.float32, adapter=True))
+    assert "BitsAndBytesConfig" not in code
 
 
 def test_of_an_older_checkpoint(tiny_folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects
 
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.models import push
@@ -53,6 +54,9 @@ def test_a_folder_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (_, (repository, options)), (_, uploaded) = hub.asked[1:]
     assert (repository, options) == ("user/name", {"repo_type": "model", "private": True, "exist_ok": True})
     assert (uploaded["repo_id"], uploaded["folder_path"], uploaded["names"]) == ("user/name", tmp_path, {"README.md"})
+    older = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_config.json", "config.json"]
+    kept = [".gitattributes", "tokenizer.json", "notes.md"]
+    assert list(filter_repo_objects(older + kept, allow_patterns=uploaded["delete_patterns"])) == older
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,7 @@ def test_what_cannot_be_pushed_is_refused_first(
 def test_a_failed_upload_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push, "HfApi", FakeHub(("upload_folder", OSError("connection lost"))))
     with pytest.raises(
-        DataError, match=r"is written, and could not be uploaded .*connection lost.*`hf upload user/name"
+        DataError,
+        match=r"is written, and could not be uploaded .*connection lost.*`hf upload user/name .* --delete '\*\.safe",
     ):
         push.push_folder(tmp_path, "user/name", private=False)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from medvlt.errors import MissingExtraError
 from medvlt.models.loading import Backbone, LoRA, load_backbone
 from medvlt.models.policy import Policy
-from medvlt.models.quantization import dequantized, is_quantized
+from medvlt.models.quantization import dequantized, expand, is_quantized
 from medvlt.rollout.weights import hub_weights, model_shapes
 
 # the code table of nf4 (QLoRA, appendix E): quantiles of a normal distribution, scaled to [-1, 1]
@@ -64,6 +65,33 @@ def test_an_engine_gets_what_the_forward_computes_with(policy: Policy, tiny_fold
     inputs = torch.randn(5, base.shape[1])
     plain = nn.functional.linear(inputs, sent[f"{name}.weight"])
     torch.testing.assert_close(layer(inputs), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_forward_leaves_the_weights_as_they_are(policy: Policy) -> None:
+    """bitsandbytes would pack them anew, in place, on CPUs with AVX512-BF16, and an engine would get garbage."""
+    from bitsandbytes.nn import Linear4bit
+
+    before = {name: tensor.clone() for name, tensor in hub_weights(policy)}
+    policy.eval()
+    with torch.no_grad():
+        policy.backbone(input_ids=torch.arange(12)[None])
+    policy.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in hub_weights(policy))
+    layers = [module for module in policy.modules() if isinstance(module, Linear4bit)]
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_expanded_layers_compute_the_same(policy: Policy) -> None:
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    holder = nn.ModuleDict({"adapted": copy.deepcopy(policy.base.get_submodule(name)).eval()})
+    weight = dequantized(holder["adapted"].base_layer.weight)
+    inputs = torch.randn(5, weight.shape[1])
+    expected = holder["adapted"](inputs)
+    expand(holder)
+    assert type(holder["adapted"].base_layer) is nn.Linear
+    assert torch.equal(holder["adapted"].base_layer.weight, weight)
+    torch.testing.assert_close(holder["adapted"](inputs), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_only_adapters_get_a_gradient(policy: Policy) -> None:

@@ -24,10 +24,13 @@ from medvlt.models.checkpoints import backbone_record
 from medvlt.models.export import export, verify
 from medvlt.models.loading import Backbone, LoRA, load_backbone
 from medvlt.models.policy import Policy
+from medvlt.models.quantization import dequantized
 from medvlt.models.verify_export import (
     Answer,
+    Comparison,
     VerificationError,
     _compare,
+    _said,
     answers,
     check_transformers,
     check_vllm,
@@ -36,7 +39,7 @@ from medvlt.models.verify_export import (
     tolerance,
 )
 from medvlt.rollout import vllm as engine_module
-from medvlt.types import RolloutGroup
+from medvlt.types import Completion, RolloutGroup
 
 EVERYWHERE = LoRA(rank=2, components=("vision", "projector", "language"))
 
@@ -93,7 +96,7 @@ def test_the_policy_answers_with_its_adapters(exported: Exported) -> None:
         base = answers(exported.policy, exported.encoder)
     for answer, without in zip(exported.expected, base, strict=True):
         assert not torch.equal(answer.token_ids, without.token_ids)
-        assert (answer.margins >= 0).all()  # greedy
+        assert (answer.behind >= 0).all()  # greedy
         assert (answer.logprobs <= 0).all()
 
 
@@ -195,7 +198,7 @@ def test_adapters_alone(
     assert not list(folder.glob("model*"))
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(tiny_folder), 2, 32)
-    load = partial(load_adapter, folder, tiny_folder, "bfloat16", torch.float32)
+    load = partial(load_adapter, folder, Backbone(str(tiny_folder), dtype="bfloat16"), torch.float32)
     theirs = PromptEncoder(str(folder))
     check_transformers(load(), exported.expected, theirs, bound=1e-4)
     weights = load_file(folder / "adapter_model.safetensors")
@@ -213,26 +216,96 @@ def test_the_tolerance_follows_the_coarser_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("margin", "difference", "message"),
-    [(0.01, 0.0, None), (0.5, 0.0, "is .* in place of .*, other from token 2 on"), (0.01, 0.2, "differ"),
-     (0.01, float("nan"), "differ")],
-)  # fmt: skip
+    ("margin", "difference", "theirs", "message"),
+    [
+        (0.01, 0.0, [5, 9, 9], None),
+        (0.5, 0.0, [5, 9, 9], "is .* in place of .*, other from token 2 on"),
+        (0.01, 0.0, [5, 8, 9], "other from token 2 on"),  # not one it is tied with
+        (0.01, 0.0, [5], "other from token 2 on"),
+        (0.01, 0.0, [], "other from token 1 on"),
+        (0.01, 0.2, [5, 9, 9], "differ"),
+        (0.01, float("nan"), [5, 9, 9], "differ"),
+    ],
+)
 def test_only_near_ties_may_change_places(
-    margin: float, difference: float, message: str | None, exported: Exported
+    margin: float, difference: float, theirs: list[int], message: str | None, exported: Exported
 ) -> None:
     answer = replace(
         exported.expected[0],
         token_ids=torch.tensor([5, 6, 7]),
         logprobs=torch.tensor([-1.0, -1.0, -1.0]),
-        margins=torch.tensor([0.5, margin, 0.5]),
+        behind=torch.full((3, 10), 0.5).index_fill(1, torch.tensor([9]), margin),
     )
-    theirs = torch.tensor([5, 9, 9])
-    arguments: Any = ("transformers", answer, theirs, answer.logprobs + difference, exported.encoder, 0.05)
+    ids = torch.tensor(theirs, dtype=torch.long)
+    arguments: Any = ("transformers", answer, ids, answer.logprobs + difference, exported.encoder, 0.05)
     if message is None:
-        assert _compare(*arguments) == 0.0
+        assert _compare(*arguments) == Comparison(0.0, shared=1, same=False)
     else:
         with pytest.raises(VerificationError, match=message):
             _compare(*arguments)
+
+
+def test_what_is_said_is_what_was_found() -> None:
+    same, tied, nothing = Comparison(1e-6, 9, True), Comparison(1e-5, 3, False), Comparison(0.0, 0, False)
+    assert "2 prompts as the policy does: same greedy text, log" in _said("it", [same, same], 1e-4)
+    assert "same greedy text but in 1, from a near tie" in _said("it", [same, tied], 1e-4)
+    with pytest.raises(VerificationError, match="none can be compared"):
+        _said("it", [nothing, nothing], 1e-4)
+
+
+def test_a_failed_completion_is_no_answer(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where its tokens are the right ones."""
+    Recorded.groups = []
+    for answer in exported.expected:
+        ids, logprobs = tuple(answer.token_ids.tolist()), tuple(answer.logprobs.tolist())
+        lost = Completion(ids, "", logprobs, "error", error="lost")
+        Recorded.groups.append(RolloutGroup(answer.sample, tuple(answer.prompt.token_ids.tolist()), (lost,)))
+    monkeypatch.setattr(engine_module, "VLLMEngine", Recorded)
+    with pytest.raises(VerificationError, match=r"vLLM does not answer the prompt of text \(.*\): lost"):
+        check_vllm(exported.expected, exported.encoder, bound=1e-4, dtype=torch.float32)
+
+
+def test_adapters_on_four_bits(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Merged in float32 with what the forward computed with; alone on a base that is in four bits again."""
+    pytest.importorskip("bitsandbytes")
+    backbone = Backbone(str(tiny_folder), dtype="bfloat16", quantization="nf4", lora=LoRA(rank=2))
+    policy = Policy(load_backbone(backbone))
+    generator = torch.Generator().manual_seed(3)
+    adapters: dict[str, Tensor] = {}
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+            adapters[f"policy.{name}"] = parameter.detach()
+    stored = {"state_dict": adapters, "backbone": backbone_record(backbone), "global_step": 7}
+    torch.save(stored | {"medvlt": {"adapters_only": True}}, tmp_path / "a.ckpt")
+    export(tmp_path / "a.ckpt", tmp_path / "model")
+    export(tmp_path / "a.ckpt", tmp_path / "adapter", adapter=True)
+    assert capsys.readouterr().out.count("transformers answers 2 prompts as the policy does") == 2
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+    name = "model.language_model.layers.1.mlp.gate_proj"
+    layer = policy.base.get_submodule(name)
+    low = dequantized(layer.base_layer.weight)
+    up, down = (side["default"].weight for side in (layer.lora_B, layer.lora_A))
+    expected = low.double() + LoRA.alpha / 2 * (up.double() @ down.double())
+    found = written[f"{name.replace('model.language_model', 'model')}.weight"]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)  # bfloat16 would be off by 2e-3
+    assert "weights of the language model come from nf4 ones" in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "trained on a base in nf4" in card
+    assert "could not be compared" in card  # the checkpoint has no fingerprint
+    names: dict[str, Any] = {}
+    lines = (
+        card.split("```python\n")[1]
+        .split("processor =")[0]
+        .replace('folder = "."', f"folder = {str(tmp_path / 'adapter')!r}")
+    )
+    exec(lines, names)
+    theirs = names["model"].get_submodule(f"base_model.model.{name}").base_layer.weight
+    assert torch.equal(theirs, layer.base_layer.weight)
+    assert torch.equal(dequantized(theirs), low)
 
 
 class Recorded:

@@ -97,11 +97,19 @@ def test_the_engine_computes_in_the_type_of_the_policy_s_forward(
     expected: str,
     on_gpu: bool,
     tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where the weights are in main memory and the engine is not, as with `cpu_offload`."""
     policy = Policy(load_backbone(Backbone(str(tiny_folder), dtype=weights)))
     layer = policy.base.model.language_model.layers[0].mlp.gate_proj
+    if on_gpu:  # autocast of the GPU, which is off where there is none
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda" and autocast is not None)
+            patch.setattr(torch, "get_autocast_dtype", {"cuda": autocast}.__getitem__)
+            assert computing_dtype(policy, on_gpu=True) == expected
+        return
     with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
-        assert computing_dtype(policy, on_gpu=on_gpu) == expected
+        assert computing_dtype(policy, on_gpu=False) == expected
         output = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype))
     assert str(output.dtype) == f"torch.{expected}"
 
