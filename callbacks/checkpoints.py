@@ -105,7 +105,7 @@ class AtomicCheckpoint(ModelCheckpoint):
 
         The error that ends the run stays what it was, also if this fails.
         """
-        if self._failed or lost_rank(exception) is not None:
+        if self._failed or trainer.world_size > 1 or lost_rank(exception) is not None:
             return
         try:
             super().on_exception(trainer, pl_module, exception)

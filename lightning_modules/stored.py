@@ -47,6 +47,7 @@ def run_record(module: Any, identity: str) -> dict[str, Any]:
     record = {
         "version": __version__,
         "module": type(module).__name__,
+        "kind": kind_of(module),
         "adapters_only": module.backbone.lora is not None,
         "base": identity,
         "world_size": trainer.world_size,
@@ -58,6 +59,13 @@ def run_record(module: Any, identity: str) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))  # all that `weights_only` reads
     return plain
+
+
+def kind_of(module: Any) -> str:
+    """Returns the name of the module of ours that a module is or is derived from."""
+    package = __name__.partition(".")[0]
+    kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.partition(".")[0] == package]
+    return kinds[0] if kinds else type(module).__name__
 
 
 def trained_names(module: nn.Module) -> set[str]:
@@ -207,9 +215,9 @@ def _differences(stored: StoredCheckpoint, module: Any, training: bool, base: st
         found.append(f"backbone.lora was {before.lora}, is {now.lora}")
     if training and set(before.freeze) != set(now.freeze):
         found.append(f"backbone.freeze was {list(before.freeze)}, is {list(now.freeze)}")
-    kind = stored.record.get("module", "")
-    if training and kind and kind != type(module).__name__:
-        found.append(f"{kind} wrote it, this is {type(module).__name__}")
+    kind = stored.record.get("kind", "")
+    if training and kind and kind != kind_of(module):
+        found.append(f"{stored.record['module']} wrote it, this is {type(module).__name__}")
     return found
 
 

@@ -73,7 +73,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_checkpoint_says(whole: Path, tiny_folder: Path) -> None:
     record = read_stored(whole / "step=4.ckpt").record
     assert json.loads(json.dumps(record)) == record
-    assert record["module"] == "SFTModule"
+    assert (record["module"], record["kind"]) == ("SFTModule", "SFTModule")
     assert record["adapters_only"] is True
     assert record["base"] == model_identity(str(tiny_folder))
     assert (record["world_size"], record["strategy"]) == (1, "SingleDeviceStrategy")
@@ -189,9 +189,9 @@ def test_what_a_run_cannot_go_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(monkeypatch, backbone=frozen, training=False) == ""
     adapters = replace(frozen, freeze=(), lora=LoRA(dropout=0.1))
     assert "backbone.lora was LoRA(rank=16" in refusal(monkeypatch, backbone=adapters, training=False)
-    assert "GRPOModule wrote it, this is SFTModule" in refusal(monkeypatch, record={"module": "GRPOModule"})
-    assert refusal(monkeypatch, record={"module": "GRPOModule"}, training=False) == ""
-    other = refusal(monkeypatch, record={"module": "GRPOModule"}, now="f0")
+    assert "GRPOModule wrote it, this is SFTModule" in refusal(monkeypatch, record={"module": "GRPOModule", "kind": "GRPOModule"})
+    assert refusal(monkeypatch, record={"module": "GRPOModule", "kind": "GRPOModule"}, training=False) == ""
+    other = refusal(monkeypatch, record={"module": "GRPOModule", "kind": "GRPOModule"}, now="f0")
     assert "weights f0; GRPOModule wrote it" in other
     assert "`medvlt export x.ckpt FOLDER` and model.backbone.name: FOLDER" in other
 
