@@ -187,11 +187,12 @@ def test_what_a_run_cannot_go_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = Backbone("base", freeze=("vision",))
     assert "backbone.freeze was ['vision'], is []" in refusal(monkeypatch, backbone=frozen)
     assert refusal(monkeypatch, backbone=frozen, training=False) == ""
+    grpo = {"module": "GRPOModule", "kind": "GRPOModule"}
     adapters = replace(frozen, freeze=(), lora=LoRA(dropout=0.1))
     assert "backbone.lora was LoRA(rank=16" in refusal(monkeypatch, backbone=adapters, training=False)
-    assert "GRPOModule wrote it, this is SFTModule" in refusal(monkeypatch, record={"module": "GRPOModule", "kind": "GRPOModule"})
-    assert refusal(monkeypatch, record={"module": "GRPOModule", "kind": "GRPOModule"}, training=False) == ""
-    other = refusal(monkeypatch, record={"module": "GRPOModule", "kind": "GRPOModule"}, now="f0")
+    assert "GRPOModule wrote it, this is SFTModule" in refusal(monkeypatch, record=grpo)
+    assert refusal(monkeypatch, record=grpo, training=False) == ""
+    other = refusal(monkeypatch, record=grpo, now="f0")
     assert "weights f0; GRPOModule wrote it" in other
     assert "`medvlt export x.ckpt FOLDER` and model.backbone.name: FOLDER" in other
 
