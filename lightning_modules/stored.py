@@ -203,7 +203,8 @@ def _check_strategy(stored: StoredCheckpoint, trainer: Any, training: bool) -> N
 def _differences(stored: StoredCheckpoint, module: Any, training: bool, base: str) -> list[str]:
     """Says what of the model differs; a base that is not here, so that only its name is known, is not compared."""
     now, before, found = module.backbone, stored.backbone, []
-    known = stored.record.get("base", "")
+    # weights that are all in the checkpoint replace those of any base; in training it is the reference policy, too
+    known = stored.record.get("base", "") if training or stored.adapters_only else ""
     if known and base and known != base and "@" not in known and "@" not in base:
         found.append(f"its base is {before.name!r} with weights {known}, this one {now.name!r} with weights {base}")
     elif "@" in known and "@" in base and known != base:

