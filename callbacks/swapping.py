@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from medvlt.data.files import flush_names
+
 HIDDEN = re.compile(r"\.(.+)\.(?:writing|replaced|removed)")
 
 _WORKING_DIRECTORY = -100  # AT_FDCWD
@@ -136,15 +138,6 @@ def flush(path: Path) -> None:
             flush(inside)
     if not path.is_symlink():
         flush_names(path)
-
-
-def flush_names(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -45,9 +45,9 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             if temporary.is_file():
-                _flush(temporary)
+                flush_names(temporary)
             temporary.replace(path)
-            _flush(path.parent)  # the new name, too, is to outlive a power failure
+            flush_names(path.parent)  # the new name, too, is to outlive a power failure
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}; check that the folder may be written and has space") from error
     finally:
@@ -109,7 +109,7 @@ def file_sha256(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
 
 
-def _flush(path: Path) -> None:
+def flush_names(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_strategies import free_port
-from kill_and_resume import CONTEXT
+from kill_and_resume import CONTEXT, finish_two
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -302,16 +302,7 @@ def test_nodes_that_share_no_disk(tmp_path: Path) -> None:
     mounts = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     if mounts.returncode:
         pytest.skip("only root can give a process mounts of its own")
-    port = free_port()
-    processes = [CONTEXT.Process(target=on_two_nodes, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    codes = [process.exitcode for process in processes]
-    for process in processes:  # one that waits for the other for ever
-        process.kill()
-    assert codes == [0, 0]
+    finish_two(on_two_nodes, tmp_path)
 
 
 def test_what_cannot_be_atomic_is_refused(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_strategies import Kind, free_port, strategy
-from kill_and_resume import CONTEXT
+from cpu_strategies import Kind, strategy
+from kill_and_resume import finish_two
 from lightning.pytorch import Callback, Trainer
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from toy_checkpoints import Wide, again, hidden_names, load, numbers, trainer, visible
@@ -159,16 +159,7 @@ def test_disk_of_one_rank_is_full(kind: Kind, tmp_path: Path) -> None:
     """Both say so, nothing is left of it, and they can still write together."""
     if kind == "zero3":
         pytest.importorskip("deepspeed")
-    port = free_port()
-    processes = [CONTEXT.Process(target=failing_rank, args=(rank, port, kind, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    codes = [process.exitcode for process in processes]
-    for process in processes:  # one that waits for the other for ever
-        process.kill()
-    assert codes == [0, 0]
+    finish_two(failing_rank, kind, tmp_path)
     for rank in range(2):
         said = (tmp_path / f"{rank}.txt").read_text()
         assert "step=2.ckpt: " in said

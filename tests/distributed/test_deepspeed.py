@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cpu_strategies import Kind, needs_deepspeed, spawn, strategy
+from kill_and_resume import OddTokens, Reading
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -25,9 +25,8 @@ from medvlt.models.checkpoints import read_stored, read_weights
 from medvlt.models.loading import Backbone, LoRA
 from medvlt.models.optimization import Optimization
 from medvlt.models.sharding import shard, sharded_by
-from medvlt.rollout.scripted import ScriptedEngine
 from medvlt.rollout.weights import hub_weights
-from medvlt.types import Completion, Sample, SamplingParams, Verdict
+from medvlt.types import SamplingParams
 
 ADAPTERS = LoRA(rank=2, components=("language", "vision"))
 
@@ -68,21 +67,6 @@ class Recorder(Callback):
         trainer.save_checkpoint(self.checkpoint.with_name(f"{self.checkpoint.name} end"))
 
 
-class Parity:
-    """A reward that a random model earns half of the time."""
-
-    def __call__(self, sample: Sample, completion: Completion, verdict: Verdict) -> float | None:
-        return float(sum(completion.token_ids[:3]) % 2)
-
-
-class Reading(ScriptedEngine):
-    """Reads all weights it is sent, as an engine with a copy would: gathering them is a step of all ranks."""
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        assert len([tensor for _, tensor in weights if tensor.numel()]) > 50
-        super().load_weights((), version=version)
-
-
 def fit(folder: Path, kind: Kind, case: str, output: Path, *, resume: bool = False) -> dict[str, Any]:
     """SFT of all weights, clipped; or GRPO with a KL penalty, of all weights or of adapters."""
     torch.manual_seed(0)  # of the adapters
@@ -104,7 +88,7 @@ def fit(folder: Path, kind: Kind, case: str, output: Path, *, resume: bool = Fal
         engine = Reading(["a b", "c", "d e f"])
         callbacks.append(RolloutCallback(engine, group_sampling=sampling, seed=1, parity=None))
         module = GRPOModule(
-            backbone, optimization, rewards={"parity": Parity()}, kl_coef=0.1, advantage_scale="batch",
+            backbone, optimization, rewards={"parity": OddTokens()}, kl_coef=0.1, advantage_scale="batch",
         )  # fmt: skip
         data = PromptDataModule(Phantom("train", 16, seed=1), encoder, prompts_per_iteration=8, updates_per_iteration=2)
     trainer = Trainer(

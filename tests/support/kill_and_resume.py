@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing.process import BaseProcess
@@ -40,6 +40,20 @@ CONTEXT.set_forkserver_preload(
 
 EPOCHS, STEPS = 2, 2
 """Of a run; epochs of RL are iterations."""
+
+
+def finish_two(function: Callable[..., None], *arguments: Any) -> None:
+    """Runs `function(rank, port, *arguments)` in two processes, which must both end well within a minute."""
+    port = free_port()
+    processes = [CONTEXT.Process(target=function, args=(rank, port, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    codes = [process.exitcode for process in processes]
+    for process in processes:  # one that waits for the other for ever
+        process.kill()
+    assert codes == [0, 0]
 
 
 @dataclass(frozen=True)
