@@ -64,5 +64,7 @@ def spawn(function: Callable[..., None], *arguments: Any, ranks: int = 2) -> Non
 
 def _as_rank(rank: int, function: Callable[..., None], port: int, arguments: tuple[Any, ...]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    # left by a test that called seed_everything: strategies of several processes seed from it, one process does not
+    os.environ.pop("PL_GLOBAL_SEED", None)
     torch.set_num_threads(1)
     function(rank, *arguments)
