@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An evaluation on disk: a folder with every graded completion, from which every number is computed again.
+
+`run.json` says what was run and what must be there; `completions.jsonl` holds one completion per line, benchmark by
+benchmark, question by question; `pictures/` holds thumbnails of a few questions, for reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medvlt.data.files import replacing
+from medvlt.errors import DataError, listed
+
+FORMAT = 1
+RUN_FILE = "run.json"
+COMPLETIONS_FILE = "completions.jsonl"
+PICTURES_FOLDER = "pictures"
+NOTE = "Research software, not for clinical use."
+
+SHOWN = 3
+"""Lines or questions that an error names; their number is always given."""
+
+COLUMNS = (
+    "benchmark",
+    "uid",
+    "sample",
+    "question",
+    "options",
+    "picture_ids",
+    "answer_label",
+    "completion",
+    "tokens",
+    "finish_reason",
+    "error",
+    "label",
+    "correct",
+    "format_ok",
+    "reason",
+    "grader_version",
+)
+"""What every line has; there may be more."""
+
+
+@dataclass(frozen=True)
+class BenchmarkAnswers:
+    """The graded completions of one benchmark: Q questions with n completions each.
+
+    Attributes:
+        benchmark: Its name.
+        uids: Of the questions, in their order.
+        pictures: Ids of each question's pictures; equal contents have equal ids.
+        answer_labels: Right letter of each question; None for an open one.
+        options: Letter to text, of each question.
+        correct: Whether a completion is right, (Q, n).
+        format_ok: Whether it has the asked format, (Q, n).
+        truncated: Whether it was cut at the token limit, (Q, n).
+        failed: Whether it never came, (Q, n); such a completion is wrong and counts.
+        tokens: Its length, (Q, n).
+        labels: The letter it chose, or None.
+        reasons: Why the grader said so, a value of `medvlt.types.Reason`.
+        errors: Why a completion never came: (uid, number, message).
+    """
+
+    benchmark: str
+    uids: tuple[str, ...]
+    pictures: tuple[tuple[str, ...], ...]
+    answer_labels: tuple[str | None, ...]
+    options: tuple[Mapping[str, str], ...]
+    correct: npt.NDArray[np.bool_]
+    format_ok: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    failed: npt.NDArray[np.bool_]
+    tokens: npt.NDArray[np.int64]
+    labels: tuple[tuple[str | None, ...], ...]
+    reasons: tuple[tuple[str, ...], ...]
+    errors: tuple[tuple[str, int, str], ...]
+
+    @property
+    def questions(self) -> int:
+        """Number of questions, Q."""
+        return len(self.uids)
+
+    @property
+    def n(self) -> int:
+        """Completions of each question."""
+        return int(self.correct.shape[1])
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Share of each question's completions that is right, (Q,)."""
+        means: npt.NDArray[np.float64] = self.correct.mean(axis=1, dtype=np.float64)
+        return means
+
+    def select(self, uids: Iterable[str]) -> BenchmarkAnswers:
+        """Returns the answers of these questions, in the order of `uids`.
+
+        Raises:
+            KeyError: If one of them is not there.
+        """
+        place = {uid: number for number, uid in enumerate(self.uids)}
+        chosen = [place[uid] for uid in uids]
+        kept = {self.uids[number] for number in chosen}
+        rows: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in chosen) for name in _PER_QUESTION}
+        arrays: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _ARRAYS}
+        return replace(self, **rows, **arrays, errors=tuple(error for error in self.errors if error[0] in kept))
+
+
+_PER_QUESTION = ("uids", "pictures", "answer_labels", "options", "labels", "reasons")
+_ARRAYS = ("correct", "format_ok", "truncated", "failed", "tokens")
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """An evaluation as it was stored.
+
+    Attributes:
+        folder: Where it lies.
+        about: What `run.json` says: label, model, checkpoint, identity, control, sampling, seed, grader, versions, ...
+        benchmarks: Name to answers, in the order in which they were asked.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    benchmarks: Mapping[str, BenchmarkAnswers]
+
+    @property
+    def label(self) -> str:
+        """Name of the run in tables: its label, else its model, else its folder."""
+        return str(self.about.get("label") or self.about.get("model") or self.folder.name)
+
+    def records(self, uids: Mapping[str, Iterable[str]]) -> Iterator[dict[str, Any]]:
+        """Yields the stored lines of some questions, in the order of the file.
+
+        Args:
+            uids: Benchmark to questions.
+        """
+        wanted = {benchmark: frozenset(chosen) for benchmark, chosen in uids.items()}
+        for record in iterate_records(self.folder):
+            if record["uid"] in wanted.get(record["benchmark"], ()):
+                yield record
+
+
+def read_run(folder: str | Path) -> EvaluationRun:
+    """Reads a run and checks that it is whole: every question of every benchmark with all its completions.
+
+    Raises:
+        DataError: If it is missing, unreadable, or not whole; with the number of bad lines and the first of them.
+    """
+    path = Path(folder)
+    about = read_about(path)
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for record in iterate_records(path):
+        found.setdefault(record["benchmark"], {}).setdefault(record["uid"], []).append(record)
+    try:
+        expected = {name: (int(kept["questions"]), str(kept["uids"])) for name, kept in about["benchmarks"].items()}
+        n = int(about["sampling"]["n"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _not_a_run(path, error) from error
+    answers: dict[str, BenchmarkAnswers] = {}
+    for name, (questions, fingerprint) in expected.items():
+        groups = found.pop(name, {})
+        _check_whole(path, name, groups, questions, fingerprint, n)
+        answers[name] = _answers(name, groups, n)
+    if found:
+        names = listed(list(found))
+        raise DataError(f"{path / COMPLETIONS_FILE} has benchmarks that {RUN_FILE} does not name: {names}")
+    return EvaluationRun(path, about, answers)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Reads what a run says of itself.
+
+    Raises:
+        DataError: If there is no such file, or not of this format.
+    """
+    try:
+        about = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        version = about["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_a_run(folder, error) from error
+    if version != FORMAT:
+        raise DataError(f"{folder / RUN_FILE} has format {version}, this release reads {FORMAT}; evaluate again")
+    return dict(about)
+
+
+def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a run, read one at a time.
+
+    Raises:
+        DataError: At the end, if some lines could not be read: how many, and the first of them.
+    """
+    path = folder / COMPLETIONS_FILE
+    bad: list[str] = []
+    count = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = json.loads(line)
+                    missing = [name for name in COLUMNS if name not in record]
+                    problem = f"without {', '.join(missing)}" if missing else ""
+                except (ValueError, TypeError) as error:
+                    problem = f"{type(error).__name__}: {error}"
+                if not problem:
+                    yield record
+                    continue
+                count += 1
+                if len(bad) < SHOWN:
+                    bad.append(f"line {number} ({problem})")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; give the folder of an evaluation") from error
+    if count:
+        raise DataError(
+            f"{path}: {count} lines are no stored completions, such as {'; '.join(bad)}; run the evaluation again "
+            "(what its store has is not sampled anew)"
+        )
+
+
+def write_run(
+    folder: Path, about: Mapping[str, Any], records: Iterable[Mapping[str, Any]], *, overwrite: bool = False
+) -> None:
+    """Writes a run; `run.json` comes last, so that a folder with one is whole.
+
+    Args:
+        folder: Where to; may hold other files.
+        about: What `run.json` is to say; "format", "completions" and "note" are added.
+        records: Lines, in order: benchmark, question, number of the completion.
+        overwrite: Whether a run that lies there may be replaced.
+
+    Raises:
+        DataError: If there is a run already, or it cannot be written.
+    """
+    if (folder / RUN_FILE).exists():
+        if not overwrite:
+            raise DataError(f"{folder} has an evaluation already; choose another folder or set overwrite=true")
+        (folder / RUN_FILE).unlink()
+    digest, lines = hashlib.sha256(), 0
+    with replacing(folder / COMPLETIONS_FILE, overwrite=True) as temporary, temporary.open("wb") as file:
+        for record in records:
+            line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+            file.write(line)
+            digest.update(line)
+            lines += 1
+    content = {"format": FORMAT, **about, "completions": {"lines": lines, "sha256": digest.hexdigest()}, "note": NOTE}
+    with replacing(folder / RUN_FILE, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def uids_fingerprint(uids: Sequence[str]) -> str:
+    """Returns 16 hex digits that tell a set of questions from others, whatever its order."""
+    return hashlib.sha256("\x1f".join(sorted(uids)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _check_whole(
+    path: Path, name: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], questions: int, fingerprint: str, n: int
+) -> None:
+    wrong = [uid for uid, lines in groups.items() if [line["sample"] for line in lines] != list(range(n))]
+    if wrong:
+        raise DataError(
+            f"{path}: {len(wrong)} questions of {name} have not completions 0 to {n - 1} in order, such as "
+            f"{', '.join(wrong[:SHOWN])}; run the evaluation again"
+        )
+    if len(groups) != questions or uids_fingerprint(list(groups)) != fingerprint:
+        raise DataError(
+            f"{path}: {name} was asked {questions} questions, and completions of {len(groups)} are stored"
+            f"{'' if len(groups) != questions else ', of others'}; run the evaluation again"
+        )
+
+
+def _answers(name: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], n: int) -> BenchmarkAnswers:
+    first = [lines[0] for lines in groups.values()]
+
+    def table(column: str) -> tuple[tuple[Any, ...], ...]:
+        return tuple(tuple(line[column] for line in lines) for lines in groups.values())
+
+    def array(values: Any, dtype: type) -> npt.NDArray[Any]:
+        return np.array(values, dtype=dtype).reshape(len(groups), n)
+
+    ends = table("finish_reason")
+    return BenchmarkAnswers(
+        benchmark=name,
+        uids=tuple(groups),
+        pictures=tuple(tuple(line["picture_ids"]) for line in first),
+        answer_labels=tuple(line["answer_label"] for line in first),
+        options=tuple(line["options"] for line in first),
+        correct=array(table("correct"), np.bool_),
+        format_ok=array(table("format_ok"), np.bool_),
+        truncated=array([[end == "length" for end in row] for row in ends], np.bool_),
+        failed=array([[end == "error" for end in row] for row in ends], np.bool_),
+        tokens=array(table("tokens"), np.int64),
+        labels=table("label"),
+        reasons=table("reason"),
+        errors=tuple(
+            (uid, line["sample"], line["error"])
+            for uid, lines in groups.items()
+            for line in lines
+            if line["finish_reason"] == "error"
+        ),
+    )
+
+
+def _not_a_run(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is not the folder of an evaluation ({type(error).__name__}: {error}); give a folder that "
+        "callbacks.EvaluationRecorder, `medvlt regrade` or `medvlt import` wrote"
+    )

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report says of runs, as numbers: scores with intervals, comparisons with a baseline, controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """A number with the bounds of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """What one run reached on one benchmark.
+
+    Attributes:
+        benchmark: Its name.
+        questions: Questions asked, Q; the denominator, failed ones included.
+        n: Completions of each.
+        correct: Right completions, of Q * n.
+        accuracy: Share that is right with its Wilson interval; a question is one observation.
+        clustered: The same share with a bootstrap interval that draws pictures, not questions; None where no two
+            questions share a picture.
+        chance: Share that guessing one of the options would get right, in [0, 1].
+        format_rate: Share of completions in the asked format.
+        truncation_rate: Share cut at the token limit.
+        failed: Completions that never came.
+        mean_tokens: Mean length of those that came.
+        majority: Accuracy of the majority vote; None with one completion.
+        pass_at_k: k to the unbiased estimate of pass@k; {1: accuracy} with one completion.
+        repeat_std: Sample standard deviation of the accuracies of the n repeats; None with one completion.
+        pass_counts: How many questions were right 0, 1, ..., n times.
+        minimum_detectable: Smallest difference from an equally accurate model on the same questions that a two-sided
+            test at 0.05 would find with probability 0.8, unpaired.
+    """
+
+    benchmark: str
+    questions: int
+    n: int
+    correct: int
+    accuracy: Interval
+    clustered: Interval | None
+    chance: float
+    format_rate: float
+    truncation_rate: float
+    failed: int
+    mean_tokens: float
+    majority: Interval | None
+    pass_at_k: dict[int, float]
+    repeat_std: float | None
+    pass_counts: tuple[int, ...]
+    minimum_detectable: float
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """What one run reached.
+
+    Attributes:
+        label: Its name in tables, different from that of every other run of the report.
+        folder: Where it lies.
+        benchmarks: In the order in which they were asked.
+        macro: Unweighted mean over benchmarks with a bootstrap interval.
+    """
+
+    label: str
+    folder: str
+    benchmarks: tuple[BenchmarkScore, ...]
+    macro: Interval
+
+    def of(self, benchmark: str) -> BenchmarkScore | None:
+        """Returns the score on a benchmark, None if the run did not ask it."""
+        return next((score for score in self.benchmarks if score.benchmark == benchmark), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against the baseline on the same questions of one benchmark, or on the mean over benchmarks.
+
+    Attributes:
+        run: Label of the run.
+        baseline: Label of the baseline.
+        benchmark: Name; "mean" for the macro average.
+        questions: Questions that both were asked.
+        difference: Run minus baseline with its paired bootstrap interval (pictures are drawn, not questions).
+        only_run: Questions that only the run has right; with several completions, on which it is right more often.
+        only_baseline: The other way round.
+        test: Name of the test behind `p_value`.
+        p_value: Two-sided.
+        p_adjusted: After Holm's correction over all comparisons of the report with this baseline.
+        minimum_detectable: Smallest difference that the test would find with probability 0.8 at 0.05, given how often
+            the two disagree; None for the mean.
+    """
+
+    run: str
+    baseline: str
+    benchmark: str
+    questions: int
+    difference: Interval
+    only_run: int
+    only_baseline: int
+    test: str
+    p_value: float
+    p_adjusted: float
+    minimum_detectable: float | None
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """A run against the same model under a control (no pictures, blank pictures, options rotated).
+
+    Attributes:
+        run: Label of the run as it should be.
+        control_run: Label of the run under the control.
+        control: Name of the control.
+        benchmark: Its name.
+        questions: Questions of both.
+        difference: Accuracy of the run minus accuracy under the control, with a paired bootstrap interval.
+        consistency: Share of questions whose chosen option has the same text in both (first completion); a question
+            without a choice in either is inconsistent.
+    """
+
+    run: str
+    control_run: str
+    control: str
+    benchmark: str
+    questions: int
+    difference: Interval
+    consistency: float
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows, but for the completions themselves.
+
+    Attributes:
+        runs: Scores of each run, in the order given; the baseline last, if there is one.
+        baseline: Label of the baseline, or None.
+        benchmarks: Names of all benchmarks, in order of first appearance.
+        comparisons: Runs against the baseline.
+        controls: Runs against their controls.
+        notes: What a reader must know, such as that only shared questions were compared.
+        failures: Completions that never came: (run, benchmark, uid, number, message), all of them.
+    """
+
+    runs: tuple[RunScores, ...]
+    baseline: str | None
+    benchmarks: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    controls: tuple[ControlResult, ...] = ()
+    notes: tuple[str, ...] = ()
+    failures: tuple[tuple[str, str, str, int, str], ...] = field(default=())
