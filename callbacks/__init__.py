@@ -3,6 +3,7 @@
 
 from callbacks.checkpoints import AtomicCheckpoint
 from callbacks.completions import CompletionLogger
+from callbacks.evaluation import EvaluationRecorder
 from callbacks.ledger import PassCountLedger
 from callbacks.results import ResultsTable
 from callbacks.rollout import RolloutCallback, VLLMRolloutCallback
@@ -12,6 +13,7 @@ from callbacks.watchdog import RankWatchdog
 __all__ = [
     "AtomicCheckpoint",
     "CompletionLogger",
+    "EvaluationRecorder",
     "PassCountLedger",
     "RankWatchdog",
     "ResultsTable",

@@ -15,6 +15,7 @@ from medvlt import __version__
 from medvlt.data.files import replacing
 from medvlt.errors import DataError
 from medvlt.evaluation.results import BenchmarkResult, print_results
+from medvlt.metrics.benchmark import completions_each, pass_name
 from medvlt.rewards.grade import GRADER_VERSION
 
 logger = logging.getLogger(__name__)
@@ -47,18 +48,7 @@ class ResultsTable(Callback):
     def _report(self, trainer: Trainer, stage: str) -> None:
         values = {name: float(torch.as_tensor(value)) for name, value in trainer.callback_metrics.items()}
         names = [name.split("/")[1] for name in values if name.startswith(f"{stage}/") and name.endswith("/count")]
-        results = [
-            BenchmarkResult(
-                benchmark=name,
-                questions=round(values[f"{stage}/{name}/questions"]),
-                correct=round(values[f"{stage}/{name}/correct"]),
-                count=round(values[f"{stage}/{name}/count"]),
-                format_rate=values[f"{stage}/{name}/format_rate"],
-                truncation_rate=values[f"{stage}/{name}/truncation_rate"],
-                mean_tokens=values[f"{stage}/{name}/mean_tokens"],
-            )
-            for name in names
-        ]
+        results = [read_result(values, f"{stage}/{name}") for name in names]
         limit = trainer.limit_val_batches if stage == "val" else trainer.limit_test_batches
         whole = isinstance(limit, float) and limit == 1.0  # 1 would be one batch
         if whole:
@@ -83,6 +73,23 @@ class ResultsTable(Callback):
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         logger.info("results written to %s", path)
+
+
+def read_result(values: Mapping[str, float], prefix: str) -> BenchmarkResult:
+    """Returns the result of a benchmark from what the module logged under `prefix`, the stage and the benchmark."""
+    count, questions = (round(values[f"{prefix}/{name}"]) for name in ("count", "questions"))
+    return BenchmarkResult(
+        benchmark=prefix.split("/")[1],
+        questions=questions,
+        correct=round(values[f"{prefix}/correct"]),
+        count=count,
+        format_rate=values[f"{prefix}/format_rate"],
+        truncation_rate=values[f"{prefix}/truncation_rate"],
+        mean_tokens=values[f"{prefix}/mean_tokens"],
+        failed=round(values[f"{prefix}/failed"]),
+        majority=values.get(f"{prefix}/majority"),
+        pass_at_n=values.get(f"{prefix}/{pass_name(completions_each(count, questions))}"),
+    )
 
 
 def check_coverage(results: Sequence[BenchmarkResult], sizes: Mapping[str, int]) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from medvlt.models.sharding import as_policy
 from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.iteration import Iteration, ScoredGroup
 from medvlt.rollout.parity import ParityGate, check, choose_samples
+from medvlt.rollout.repeats import engine_calls, joined
 from medvlt.rollout.store import CompletionStore
 from medvlt.rollout.store_identity import prompt_digest
 from medvlt.rollout.transformers import TransformersEngine
@@ -71,7 +71,7 @@ class RolloutCallback(Callback):
     Args:
         engine: What samples; None for `default_engine`, here `TransformersEngine`, the live policy itself.
         sampling: How completions are drawn in evaluation; the default is greedy, one completion, 4,096 tokens, as in
-            the reference.
+            the reference. n greedy completions are decoded n times, each in a call of its own.
         group_sampling: How groups are drawn in training; the default is 8 completions at temperature 1 of at most
             4,096 tokens, as in the reference.
         seed: Of the sampling; a completion is a function of (seed, iteration, question, index) and of nothing else.
@@ -80,7 +80,7 @@ class RolloutCallback(Callback):
         parity: Comparison of engine and trainer; None leaves it out.
         store: Folder that keeps the completions of validate, test and predict (`medvlt.rollout.store`): what it has of
             a batch is not sampled again, so a run that was killed goes on when it is started again, with any number of
-            ranks. Refused in `fit`, whose weights move.
+            ranks. True means `completions` in the Trainer's `default_root_dir`. Refused in `fit`, whose weights move.
     """
 
     default_engine: type[RolloutEngine] = TransformersEngine
@@ -93,7 +93,7 @@ class RolloutCallback(Callback):
         seed: int = 42,
         resampling_rounds: int = 0,
         parity: ParityGate | None = ParityGate(),  # noqa: B008 - frozen
-        store: str | None = None,
+        store: bool | str | None = None,
     ) -> None:
         if resampling_rounds < 0:
             raise ConfigurationError(f"resampling_rounds must be 0 (keep all groups) or above, got {resampling_rounds}")
@@ -103,7 +103,8 @@ class RolloutCallback(Callback):
         self.seed = seed
         self.resampling_rounds = resampling_rounds
         self.parity = parity
-        self.store = None if store is None else CompletionStore(store)
+        self.store = CompletionStore(store) if isinstance(store, str) else None
+        self._store_in_root = store is True
         self.phases = Phases()
         self._loaded: tuple[int, int] | None = None  # the policy and the step of the weights in the engine
         self._loaded_step = 0  # of the checkpoint
@@ -112,6 +113,8 @@ class RolloutCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses settings that cannot work, before a model is loaded."""
+        if self._store_in_root:
+            self.store = CompletionStore(Path(trainer.default_root_dir) / "completions")
         check_rollout_settings(self, trainer, pl_module, stage)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,17 +232,20 @@ class RolloutCallback(Callback):
     def _attach(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not isinstance(batch, PromptBatch):
             return
-        keys = [RolloutKey(self.seed, EVALUATION_ITERATION, sample.uid) for sample in batch.samples]
-        generate = partial(self._sample, trainer, pl_module)
+        samples, generate = batch.samples, partial(self._sample, trainer, pl_module)
+        digests: list[str] = []
+        if self.store is not None:
+            wording = prompt_encoder(trainer).wording
+            digests = together(lambda: [prompt_digest(wording, sample) for sample in samples])
+        calls = []
         try:
-            if self.store is None:
-                batch.groups = generate(batch.samples, self.sampling, keys)
-            else:
-                wording = prompt_encoder(trainer).wording
-                digests = together(lambda: [prompt_digest(wording, sample) for sample in batch.samples])
-                batch.groups = self.store.complete(
-                    batch.benchmark, batch.samples, digests, self.sampling, keys, generate
-                )
+            for sampling, first in engine_calls(self.sampling):
+                keys = [RolloutKey(self.seed, EVALUATION_ITERATION, sample.uid, first) for sample in samples]
+                if self.store is None:
+                    calls.append(generate(samples, sampling, keys))
+                else:
+                    calls.append(self.store.complete(batch.benchmark, samples, digests, sampling, keys, generate))
+            batch.groups = joined(calls)
         except EngineError as error:
             raise self._saved(trainer, error) from error
 
@@ -373,13 +379,7 @@ class RolloutCallback(Callback):
         data: Any = trained_prompts(trainer)
         policy: Any = pl_module.policy
         samples = choose_samples(data.train_samples, data.encoder, prompts=gate.prompts)
-        sampling = replace(
-            self.group_sampling,
-            n=2,
-            top_p=1.0,
-            top_k=0,
-            max_tokens=min(gate.max_tokens, self.group_sampling.max_tokens),
-        )
+        sampling = gate.sampling(self.group_sampling)
         keys = [RolloutKey(self.seed, PARITY_ITERATION, sample.uid) for sample in samples]
         groups = self._sample(trainer, pl_module, samples, sampling, keys)
         half = {"bfloat16", "float16"}

@@ -134,13 +134,27 @@ def rollout_of(trainer: Trainer, needed_by: str) -> RolloutCallback:
     return found
 
 
-def is_limited(trainer: Trainer) -> bool:
-    """Returns whether a predict run asks only a part of the questions: a limit of 1 is one batch, 1.0 is all of them.
+def batch_limit(trainer: Trainer, stage: str) -> int | float | None:
+    """Returns the Trainer's limit of batches; None if all of them are asked.
 
-    `fast_dev_run` sets the limit too.
+    A limit of 1 is one batch, 1.0 is all of them; `fast_dev_run` sets the limits too.
+
+    Args:
+        trainer: The Trainer.
+        stage: "validate", "test" or "predict".
     """
-    limit = trainer.limit_predict_batches
-    return isinstance(limit, int) or limit != 1.0
+    limits: dict[str, int | float] = {
+        "validate": trainer.limit_val_batches,
+        "test": trainer.limit_test_batches,
+        "predict": trainer.limit_predict_batches,
+    }
+    limit = limits[stage]
+    return limit if isinstance(limit, int) or limit != 1.0 else None
+
+
+def is_limited(trainer: Trainer) -> bool:
+    """Returns whether a predict run asks only a part of the questions."""
+    return batch_limit(trainer, "predict") is not None
 
 
 def predict_sets(trainer: Trainer) -> list[SampleSet]:
@@ -179,6 +193,12 @@ def model_name(callback: RolloutCallback, trainer: Trainer, pl_module: Lightning
     return str(getattr(callback.engine, "model", None) or backbone or prompt_encoder(trainer).model)
 
 
+def control_settings(trainer: Trainer) -> dict[str, Any] | None:
+    """Returns name and settings of the control under which the data module asks its benchmarks; None without one."""
+    settings: dict[str, Any] | None = getattr(getattr(trainer, "datamodule", None), "control_settings", None)
+    return settings
+
+
 def rollout_identity(
     callback: RolloutCallback, trainer: Trainer, pl_module: LightningModule
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,5 +219,7 @@ def rollout_identity(
         "seed": callback.seed,
         "prompt": encoder_identity(encoder),
     }
+    if (control := control_settings(trainer)) is not None:
+        identity["control"] = control
     checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else ""
     return identity, {"model": encoder.model, "checkpoint": checkpoint, "medvlt": __version__}

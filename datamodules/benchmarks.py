@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from medvlt.data.batches import PromptBatch
+from medvlt.data.controls import Control, controlled
 from medvlt.data.encoder import PromptEncoder
+from medvlt.data.samples import SampleSet
 from medvlt.data.sources import Source
 from medvlt.errors import ConfigurationError
-from medvlt.types import Sample
+from medvlt.types import ImageSource, Sample
 
 
 class BenchmarkDataModule(LightningDataModule):
@@ -27,10 +31,16 @@ class BenchmarkDataModule(LightningDataModule):
         encoder: How a question becomes a prompt.
         benchmarks: Name to source; the names head the metrics. May be empty where a subclass has other data.
         batch_size: Questions handed to the engine at a time, per rank.
+        control: A change made to every question (`medvlt.data.controls`), such as taking its pictures away; uids stay,
+            so that the answers can be compared question by question with those of a run without it.
     """
 
     def __init__(
-        self, encoder: PromptEncoder, benchmarks: dict[str, Source] | None = None, batch_size: int = 128
+        self,
+        encoder: PromptEncoder,
+        benchmarks: dict[str, Source] | None = None,
+        batch_size: int = 128,
+        control: Control | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -43,7 +53,9 @@ class BenchmarkDataModule(LightningDataModule):
         self.encoder = encoder
         self.benchmark_sources = dict(benchmarks or {})
         self.batch_size = batch_size
-        self._benchmarks: dict[str, Sequence[Sample]] = {}
+        self.control = control
+        self._benchmarks: dict[str, SampleSet] = {}
+        self._before_control: dict[str, tuple[SampleSet, dict[str, int]]] = {}
 
     @property
     def benchmark_names(self) -> tuple[str, ...]:
@@ -60,12 +72,33 @@ class BenchmarkDataModule(LightningDataModule):
             raise ConfigurationError(f"`{stage}` has no questions: name at least one source under data.benchmarks")
         for name, source in self.benchmark_sources.items():
             if name not in self._benchmarks:
-                self._benchmarks[name] = source.load()
+                self._benchmarks[name] = found = source.load()
+                if self.control is not None:
+                    self._benchmarks[name] = controlled(found, self.control)
+                    self._before_control[name] = found, {uid: place for place, uid in enumerate(found.uids)}
+
+    @property
+    def benchmark_sets(self) -> dict[str, SampleSet]:
+        """Questions of each benchmark as they are asked; known after `setup`."""
+        return {name: self._benchmarks[name] for name in self.benchmark_names}
 
     @property
     def benchmark_sizes(self) -> dict[str, int]:
-        """Questions of each benchmark; known after `setup`."""
+        """Number of questions of each benchmark; known after `setup`."""
         return {name: len(samples) for name, samples in self._benchmarks.items()}
+
+    def pictures_before_control(self, benchmark: str, uid: str) -> tuple[ImageSource, ...]:
+        """Returns the pictures of a question as they were before the control, which must be set."""
+        samples, places = self._before_control[benchmark]
+        return samples[places[uid]].images
+
+    @property
+    def control_settings(self) -> dict[str, Any] | None:
+        """Name and settings of the control; None without one."""
+        if self.control is None:
+            return None
+        settings: dict[str, Any] = asdict(self.control) if is_dataclass(self.control) else {}
+        return {"name": self.control.name, **settings}
 
     def val_dataloader(self) -> list[DataLoader[PromptBatch]]:
         """One loader per benchmark."""

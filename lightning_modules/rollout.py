@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
 
 from medvlt.data.batches import PromptBatch
 from medvlt.errors import MissingRolloutError
@@ -27,7 +24,9 @@ class RolloutModule(LightningModule):
     Hooks used: `on_validation_epoch_start`, `validation_step`, `on_validation_epoch_end`, the same for test, and
     `predict_step`.
     Logs, with `val` or `test` in front and per benchmark: `accuracy`, `correct`, `count`, `questions`,
-    `format_rate`, `truncation_rate`, `mean_tokens`; and `val/accuracy`, the unweighted mean over benchmarks.
+    `format_rate`, `truncation_rate`, `mean_tokens`, and `failed`, the completions that never came, which are wrong and
+    counted; with n > 1 completions of each question also `majority`, the accuracy of the most frequent answer, and
+    `pass_at_{n}`, the share of questions with a right one. `val/accuracy` is the unweighted mean over benchmarks.
 
     Args:
         grader: Rules for right and wrong: "robust", or one that reproduces the reference.
@@ -97,18 +96,7 @@ class RolloutModule(LightningModule):
         verdicts = self.grade_batch(batch)
         if batch.benchmark not in self.benchmarks:  # loaders given to the Trainer without a data module
             self.benchmarks[batch.benchmark] = BenchmarkMetrics().to(self.device)
-        flat = [verdict for group in verdicts for verdict in group]
-        completions = [completion for group in batch.groups or () for completion in group.completions]
-        self.benchmarks[batch.benchmark].update(
-            questions=len(batch.samples),
-            correct=self._column([verdict.correct for verdict in flat], torch.bool),
-            format_ok=self._column([verdict.format_ok for verdict in flat], torch.bool),
-            truncated=self._column([completion.finish_reason == "length" for completion in completions], torch.bool),
-            tokens=self._column([completion.length for completion in completions], torch.long),
-        )
-
-    def _column(self, values: Sequence[bool] | Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)  # the type also where a rank has nothing to ask
+        self.benchmarks[batch.benchmark].update(batch.groups or (), verdicts)
 
     def _log_benchmarks(self, stage: str) -> None:
         # the values are equal on all ranks, their mean (`sync_dist`) is the same; without it Lightning warns of each

@@ -6,6 +6,7 @@ Nothing heavy is imported before it is known to be needed, so `--help` and `--ve
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -19,10 +20,23 @@ TRAINER_COMMANDS = {
     "test": "the same; Lightning's other word for it",
     "predict": "answer questions and write down every completion",
 }
+FUNCTIONS = {
+    "demo": "medvlt.demo:demo",
+    "export": "medvlt.models.export:export",
+    "report": "medvlt.evaluation.report:report",
+    "regrade": "medvlt.evaluation.regrade:regrade",
+    "import": "medvlt.evaluation.third_party.importing:import_outputs",
+    "tiny": "medvlt.demo:tiny",
+}
+"""Where the function behind a command is, for those that are one call of it."""
+
 OTHER_COMMANDS = {
     "demo": "the whole recipe on generated data with a tiny model, on a CPU, in minutes",
     "data": "make, filter and check data sets",
     "export": "write the model of a checkpoint as an ordinary model folder",
+    "report": "tables, intervals and a page of one or several evaluations",
+    "regrade": "grade the stored completions of an evaluation by other rules",
+    "import": "turn the stored outputs of another harness into an evaluation",
     "doctor": "what is installed and usable here, and what to do about the rest",
     "tiny": "write a random tiny Qwen2.5-VL as an ordinary model folder",
 }
@@ -87,23 +101,36 @@ def _run_other(command: str, rest: Sequence[str]) -> None:
         words, function, rest = find(rest)
         _call(f"data {words}", function, rest, positional=False)
         return
-    if command == "demo":
-        from medvlt.demo import demo as function
-    elif command == "export":
-        from medvlt.models.export import export as function
-    else:
-        from medvlt.demo import tiny as function
-    _call(command, function, rest, positional=True)
+    module, _, name = FUNCTIONS[command].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    _call(command, function, rest, positional=True, several="runs" if command == "report" else None)
 
 
-def _call(command: str, function: Callable[..., None], arguments: Sequence[str], *, positional: bool) -> None:
-    """Calls a function with what the command line says; options with a default are never positional."""
+def _call(
+    command: str,
+    function: Callable[..., None],
+    arguments: Sequence[str],
+    *,
+    positional: bool,
+    several: str | None = None,
+) -> None:
+    """Calls a function with what the command line says; options with a default are never positional.
+
+    Args:
+        command: Its name, for messages.
+        function: What to call.
+        arguments: Of the command line.
+        positional: Whether arguments without a default are positional; else there is `--config` as well.
+        several: Argument that takes one or more words.
+    """
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(prog=f"medvlt {command}", exit_on_error=False)
     if not positional:
         parser.add_argument("--config", action="config", help="options from a YAML file")
-    parser.add_function_arguments(function, as_positional=positional)
+    if several is not None:
+        parser.add_argument(several, nargs="+", type=str, help="one or more")
+    parser.add_function_arguments(function, as_positional=positional, skip={several} if several else None)
     try:
         settings = parser.parse_args(list(arguments))
         settings.pop("config", None)

@@ -28,6 +28,7 @@ import lightning_modules
 from callbacks import RankWatchdog
 from lightning_modules import PolicyModule
 from medvlt.curation.commands import import_sources
+from medvlt.data import controls
 from medvlt.distributed import lost_message, lost_rank, world
 from medvlt.errors import ConfigurationError, own_words, readable
 from medvlt.losses import policy
@@ -37,7 +38,7 @@ from medvlt.rollout import openai, scripted, transformers, vllm
 from medvlt.watchdog import Finding, end_process, noted_finding
 
 OURS = (callbacks, datamodules, lightning_modules)
-NAMED_IN_YAML = (*OURS, openai, policy, rewards, scripted, transformers, vllm)
+NAMED_IN_YAML = (*OURS, controls, openai, policy, rewards, scripted, transformers, vllm)
 """Modules whose classes a config may name without a module, besides all sources: a class is known once imported."""
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc", "registry")

@@ -16,8 +16,6 @@ from pathlib import Path
 from rich.console import Console
 
 from medvlt.errors import MedvltError
-from medvlt.evaluation.results import print_results, read_correct, read_results
-from medvlt.evaluation.statistics import paired_bootstrap
 from medvlt.models.tiny import CHAT_TEMPLATE, TinySize, build_tiny
 
 
@@ -46,19 +44,25 @@ def tiny(
 FOLDER = Path("runs/demo")
 """Where the demo writes, in the current folder; the demo configs name the same."""
 
-EVALUATE = "validate --config demo/evaluate.yaml --trainer.default_root_dir runs/demo/{name}"
+EVALUATE = (
+    "validate --config demo/evaluate.yaml --trainer.default_root_dir runs/demo/{name}"
+    " --trainer.callbacks.init_args.label '{label}'"
+)
 
 STEPS = (
     "tiny --output runs/demo/model",
-    EVALUATE.format(name="untrained"),
+    EVALUATE.format(name="untrained", label="untrained"),
     "fit --config demo/sft.yaml",
-    EVALUATE.format(name="sft_evaluated") + " --ckpt_path runs/demo/sft/checkpoints/sft.ckpt",
+    EVALUATE.format(name="sft_evaluated", label="SFT") + " --ckpt_path runs/demo/sft/checkpoints/sft.ckpt",
     "export runs/demo/sft/checkpoints/sft.ckpt runs/demo/sft_model",
     "predict --config demo/probe.yaml",
     "fit --config demo/grpo.yaml",
-    EVALUATE.format(name="grpo_evaluated") + " --ckpt_path runs/demo/grpo/checkpoints/grpo.ckpt",
+    EVALUATE.format(name="grpo_evaluated", label="SFT, then GRPO")
+    + " --ckpt_path runs/demo/grpo/checkpoints/grpo.ckpt",
+    EVALUATE.format(name="grpo_blind", label="SFT, then GRPO, without pictures")
+    + " --ckpt_path runs/demo/grpo/checkpoints/grpo.ckpt --data.init_args.control Blind",
 )
-"""The commands, in order."""
+"""The commands, in order, up to the report."""
 
 WITHOUT_VLLM = {
     "demo/probe.yaml": "demo/probe_transformers.yaml",
@@ -71,24 +75,24 @@ CONTROL = (
     " --data.init_args.encoder.model runs/demo/sft_model --data.init_args.seed 1"
     " --trainer.default_root_dir runs/demo/control --trainer.logger.init_args.save_dir runs/demo/control"
     " --trainer.limit_val_batches 0 --trainer.max_epochs 1000 --trainer.max_time {time}",
-    EVALUATE.format(name="control_evaluated") + " --ckpt_path runs/demo/control/checkpoints/sft.ckpt",
+    EVALUATE.format(name="control_evaluated", label="SFT, then more SFT")
+    + " --ckpt_path runs/demo/control/checkpoints/sft.ckpt",
+    "report runs/demo/grpo_evaluated --baseline runs/demo/control_evaluated --output runs/demo/report_control",
 )
 """The control: supervised training goes on from the same weights, for the time that probing and GRPO took."""
 
-ROWS = {
-    "untrained": "untrained",
-    "sft_evaluated": "SFT",
-    "grpo_evaluated": "SFT, then GRPO",
-    "control_evaluated": "SFT, then more SFT",
-}
-"""Folder of each evaluation and its name in the table."""
+REPORT = (
+    "report runs/demo/untrained runs/demo/grpo_evaluated runs/demo/grpo_blind --baseline runs/demo/sft_evaluated"
+    " --training '[runs/demo/sft, runs/demo/grpo]' --output runs/demo/report --title 'medvlt demo'"
+)
+"""What all of it comes to."""
 
 
 def demo(control: bool = False) -> None:
     """Builds a tiny model, fine-tunes it on generated questions, probes which are hard, trains it by GRPO on those.
 
     Every step is an ordinary command that is printed and can be repeated by hand. Everything is written to `runs/demo`
-    in the current folder, which is deleted first.
+    in the current folder, which is deleted first; the last step writes `runs/demo/report/report.html`.
 
     Args:
         control: Also train on with SFT instead of GRPO, from the same weights and for the same seconds.
@@ -102,35 +106,16 @@ def demo(control: bool = False) -> None:
     else:
         twins = {}
     for step in STEPS:
-        seconds[step] = _run([twins.get(word, word) for word in step.split()])
+        seconds[step] = _run([twins.get(word, word) for word in shlex.split(step)])
     if control:
         spent = sum(value for step, value in seconds.items() if "demo/probe.yaml" in step or "demo/grpo.yaml" in step)
         limit = time.strftime("00:%H:%M:%S", time.gmtime(spent))
         for step in CONTROL:
-            _run(step.format(time=limit).split())
-    print_results({label: read_results(FOLDER / name / "results.json") for name, label in rows(control).items()})
-    for name in [*rows(control)][2:]:
-        print_difference(FOLDER / name, FOLDER / "sft_evaluated", ROWS[name], ROWS["sft_evaluated"])
-    if control:
-        print_difference(
-            FOLDER / "grpo_evaluated", FOLDER / "control_evaluated", ROWS["grpo_evaluated"], ROWS["control_evaluated"]
-        )
-    Console().print(f"held-out questions, never seen in training; {time.monotonic() - started:.0f} s in all")
-
-
-def rows(control: bool) -> dict[str, str]:
-    """Returns `ROWS`, without the control unless it was run."""
-    return {name: label for name, label in ROWS.items() if control or not name.startswith("control")}
-
-
-def print_difference(first: Path, second: Path, first_label: str, second_label: str) -> None:
-    """Prints the difference in accuracy of two evaluations on the same questions, with a paired bootstrap interval."""
-    ours, theirs = (read_correct(folder / "completions-val-0.jsonl") for folder in (first, second))
-    questions = sorted(ours)
-    difference, low, high = paired_bootstrap([ours[q] for q in questions], [theirs[q] for q in questions], seed=0)
+            _run(shlex.split(step.format(time=limit)))
+    _run(shlex.split(REPORT))
+    page = (FOLDER / "report" / "report.html").absolute()
     Console(soft_wrap=True).print(
-        f"{first_label!r} against {second_label!r}: {100 * difference:+.1f} points "
-        f"(95% paired bootstrap interval {100 * low:+.1f} to {100 * high:+.1f}; the same {len(questions)} questions)",
+        f"held-out questions, never seen in training; {time.monotonic() - started:.0f} s in all. Look at {page}",
         highlight=False,
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from medvlt.evaluation.statistics import wilson_interval
+from medvlt.evaluation.statistics.intervals import wilson_interval
 
 
 @dataclass(frozen=True)

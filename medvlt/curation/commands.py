@@ -11,6 +11,10 @@ from medvlt.errors import ConfigurationError
 COMMANDS = {
     "build m23k": ("medvlt.curation.m23k:build_m23k", "the text questions, out of the published m23k rows"),
     "build pmc-vqa": ("medvlt.curation.pmc_vqa:build_pmc_vqa", "the picture questions, out of the original CSV"),
+    "build benchmark": (
+        "medvlt.evaluation.benchmarks.building:build_benchmark",
+        "an evaluation set, out of its original source",
+    ),
     "histogram": ("medvlt.curation.select:histogram", "pass counts of a ledger"),
     "merge-ledgers": ("medvlt.curation.ledger:merge_ledgers", "one ledger of several"),
     "select": ("medvlt.curation.select:select", "keep questions of a band of difficulty, in an order"),
@@ -22,7 +26,7 @@ COMMANDS = {
 
 def help_text() -> str:
     """Returns what `medvlt data --help` prints."""
-    rows = "\n".join(f"  {words:<15}{purpose}" for words, (_, purpose) in COMMANDS.items())
+    rows = "\n".join(f"  {words:<17}{purpose}" for words, (_, purpose) in COMMANDS.items())
     return (
         "usage: medvlt data COMMAND [options]\n\n"
         "Make, filter and check data sets. Research software, not for clinical use.\n\n"
@@ -56,9 +60,11 @@ def import_sources() -> None:
     for module in (
         "data.sources",
         "data.mixture",
+        "data.controls",
         "data.phantom",
         "curation.selection",
         "curation.m23k",
         "curation.pmc_vqa",
+        "evaluation.benchmarks",
     ):
         importlib.import_module(f"medvlt.{module}")

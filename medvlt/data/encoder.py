@@ -32,7 +32,7 @@ class PromptEncoder:
     Attributes:
         model: Folder or Hub name that holds the tokenizer and the picture settings; the backbone's. May be left out
             where an endpoint answers, which has a tokenizer of its own.
-        template: Wording of the prompt: "reference", "clean", "plain", or a `PromptTemplate`.
+        template: Wording of the prompt: a `PromptTemplate`, or the name of one (see `PromptTemplate.named`).
         images: Pixel budget of each picture.
         revision: Branch, tag or commit on the Hub.
     """

@@ -7,10 +7,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from medvlt.data.controls import Blind, controlled
 from medvlt.data.drops import Drop, DropReason, ReadReport
-from medvlt.data.samples import BuiltSamples, Chain, SampleSet, Source, View, copy_uid, shuffle_key
+from medvlt.data.samples import Chain, SampleSet, Source, View, copy_uid, shuffle_key
 from medvlt.errors import ConfigurationError, DataError
-from medvlt.types import Sample
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,10 @@ class Subset(Source):
 
 @dataclass(frozen=True)
 class WithoutPictures(Source):
-    """The same questions under the same uids, their pictures taken away: the blind control.
+    """The same questions under the same uids, their pictures taken away: the control `Blind` as a source.
 
-    Asked this way, a picture question is answered from its wording, from what the options betray, or by guessing. What
-    a model still gets right shows how much of a score is not owed to the pictures, and a probe over it shows which
-    questions need none (`medvlt data quality --blind_probe`). Nothing else changes: wording, order of the options and
-    uids, and with them the seeds of the completions, are those of the source. Questions that never had a picture stay
-    as they are.
+    A probe over it shows which questions need no picture (`medvlt data quality --blind_probe`). Nothing else changes:
+    wording, order of the options and uids, and with them the seeds of the completions, are those of the source.
 
     Args:
         source: The questions.
@@ -85,30 +82,7 @@ class WithoutPictures(Source):
 
     def load(self) -> SampleSet:
         """Loads the source; its pictures are not read again after its own checks."""
-        samples = self.source.load()
-        return SampleSet(BlindSamples(samples), samples.report, uids=samples.uids)
-
-
-@dataclass(frozen=True)
-class BlindSamples(BuiltSamples):
-    """The samples of a set without their pictures, built when asked for.
-
-    Attributes:
-        base: The set.
-    """
-
-    base: SampleSet
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    def build(self, index: int) -> Sample:
-        """Returns the sample, read without its pictures where the set can do that."""
-        return replace(self.base.light(index), images=())
-
-    def light(self, index: int) -> Sample:
-        """See `LightAccess`."""
-        return self.build(index)
+        return controlled(self.source.load(), Blind())
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from medvlt.data.prompts import TEACHER_LABEL
@@ -34,7 +35,20 @@ def shuffle_options(sample: Sample, seed: int) -> Sample:
     if not sample.options or fixed_order(sample):
         return sample
     labels = list(sample.options)
-    old_labels = sorted(labels, key=lambda label: shuffle_key(seed, f"{sample.uid}\x1f{label}"))
+    return reordered(sample, sorted(labels, key=lambda label: shuffle_key(seed, f"{sample.uid}\x1f{label}")))
+
+
+def reordered(sample: Sample, old_labels: Sequence[str]) -> Sample:
+    """Returns the sample with the texts of its options in a given order under the same labels.
+
+    The right label and the teacher's label follow their texts; the uid stays. The column `text` is dropped: it shows
+    the old order.
+
+    Args:
+        sample: A sample with options.
+        old_labels: All of its labels, each in the place that its text moves to.
+    """
+    labels = list(sample.options)
     moved = dict(zip(old_labels, labels, strict=True))
     extra = {key: value for key, value in sample.extra.items() if key != _RENDERED_COLUMN}
     if (teacher := extra.get(TEACHER_LABEL)) is not None:

@@ -18,6 +18,11 @@ _INSTRUCTION = (
     "the answer.{newline}Write your final answer within <answer> </answer> tags."
 )
 
+_STEP_BY_STEP = (
+    "You will solve a problem/request. First think step by step, and then answer with the option letter from the given "
+    'choices directly after "Answer: "'
+)
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
@@ -63,9 +68,21 @@ class PromptTemplate:
     def named(name: str) -> PromptTemplate:
         """Returns a template by name.
 
+        Only the words are a preset: turns, roles and the place of pictures are those of each model's own chat template,
+        which the processor or the server applies. (The reference gave models other than Qwen a bare text, `<image>`
+        and the words, without turns; for Gemma it wrote them by hand. So its numbers for these are not ours.)
+
         Args:
-            name: "reference"; "clean", the same with a real newline inside the instruction; or "plain", the question
-                and its options on lines of their own and nothing else, for models of a few hundred words.
+            name: One of
+                "reference": The words with which the reference asked Qwen2.5-VL, all its own models, Gemma 3, MedGemma,
+                    HuatuoGPT-Vision-34B and GPT-4o.
+                "clean": The same with a real newline inside the instruction.
+                "step_by_step": The words with which it asked LLaVA-Med and HuatuoGPT-Vision-7B, which write no tags:
+                    thoughts, then the letter behind "Answer:" (`eval/eval_baselines.sh`, same commit).
+                "direct": The letter alone, without thoughts, for models that do not reason; not in the reference, and
+                    not meant for training on traces.
+                "plain": The question and its options on lines of their own and nothing else, for models of a few
+                    hundred words.
 
         Raises:
             ConfigurationError: If there is no such preset.
@@ -133,6 +150,8 @@ def _check_fields(name: str, text: str, expected: set[str]) -> None:
 PRESETS: dict[str, PromptTemplate] = {
     "reference": PromptTemplate(),
     "clean": PromptTemplate(instruction=_INSTRUCTION.format(newline="\n")),
+    "step_by_step": PromptTemplate(instruction=_STEP_BY_STEP, target_format="{reasoning}\nAnswer: {label}"),
+    "direct": PromptTemplate(instruction="Answer with the letter of the right option alone."),
     "plain": PromptTemplate(
         instruction="", question_prefix="", options_header="", option_separator="\n", option_format="{label} {text}"
     ),

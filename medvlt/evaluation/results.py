@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from medvlt.console import wide_console
 from medvlt.errors import DataError
-from medvlt.evaluation.statistics import wilson_interval
+from medvlt.evaluation.statistics.intervals import wilson_interval
 from medvlt.metrics.macro import macro_average
+
+COLUMNS = ("questions", "right", "of", "accuracy", "95% interval", "format", "cut", "failed", "tokens")
+SEVERAL = ("majority", "pass@n")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class BenchmarkResult:
         format_rate: Share in the asked format, in [0, 1].
         truncation_rate: Share cut at the token limit, in [0, 1].
         mean_tokens: Mean length of a completion.
+        failed: Completions that never came; they are wrong and counted.
+        majority: Share of questions whose most frequent answer is right; None with one completion of each.
+        pass_at_n: Share of questions with a right completion, pass@n; None with one completion of each.
     """
 
     benchmark: str
@@ -38,6 +45,9 @@ class BenchmarkResult:
     format_rate: float
     truncation_rate: float
     mean_tokens: float
+    failed: int = 0
+    majority: float | None = None
+    pass_at_n: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -74,63 +84,49 @@ def read_results(path: Path) -> list[BenchmarkResult]:
         ) from error
 
 
-def read_correct(path: Path) -> dict[tuple[str, str], bool]:
-    """Reads which questions were answered right from the file that `callbacks.CompletionLogger` wrote.
-
-    Args:
-        path: JSON Lines, one completion per question.
-
-    Returns:
-        (benchmark, uid) to right or wrong.
-
-    Raises:
-        DataError: If it is missing, not such a file, or has several completions of a question.
-    """
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        correct = {(record["benchmark"], record["uid"]): bool(record["correct"]) for record in records}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"expected completions written by callbacks.CompletionLogger at {path}, got: {error!r}"
-        ) from error
-    if not records or len(correct) != len(records):
-        raise DataError(
-            f"expected one completion per question in {path}, got {len(records)} of {len(correct)} questions"
-        )
-    return correct
-
-
 def print_results(runs: Mapping[str, Sequence[BenchmarkResult]]) -> None:
     """Prints `results_table`; where the output is a file and has no width, wide enough that nothing is cut."""
-    wide_console().print(results_table(runs))
+    console, table = wide_console(), results_table(runs)
+    if not console.is_terminal:
+        needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        console.width = max(console.width, needed)
+    console.print(table)
 
 
 def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
-    """Returns a table with one row per run and benchmark, and each run's unweighted mean over benchmarks."""
+    """Returns a table with one row per run and benchmark, and each run's unweighted mean over benchmarks.
+
+    Majority and pass@n have columns where some run has several completions of a question.
+    """
+    several = any(result.majority is not None for results in runs.values() for result in results)
+    columns = COLUMNS + SEVERAL if several else COLUMNS
     table = Table(
         title="Accuracy with 95% Wilson interval. Research software, not for clinical use.", title_justify="left"
     )
     for column in ("model", "benchmark"):
-        table.add_column(column)
-    for column in ("questions", "right", "of", "accuracy", "95% interval", "format", "cut", "tokens"):
+        table.add_column(column, overflow="fold")  # a long name is never cut
+    for column in columns:
         table.add_column(column, justify="right")
     for label, results in runs.items():
         for number, result in enumerate(results):
             low, high = result.interval
-            table.add_row(
-                label if number == 0 else "",
-                result.benchmark,
-                str(result.questions),
-                str(result.correct),
-                str(result.count),
-                f"{result.accuracy:.1%}",
-                f"{low:.1%} to {high:.1%}",
-                f"{result.format_rate:.0%}",
-                f"{result.truncation_rate:.0%}",
-                f"{result.mean_tokens:.0f}",
-            )
+            cells = {
+                "questions": str(result.questions),
+                "right": str(result.correct),
+                "of": str(result.count),
+                "accuracy": f"{result.accuracy:.1%}",
+                "95% interval": f"{low:.1%} to {high:.1%}",
+                "format": f"{result.format_rate:.0%}",
+                "cut": f"{result.truncation_rate:.0%}",
+                "failed": str(result.failed),
+                "tokens": f"{result.mean_tokens:.0f}",
+                "majority": "" if result.majority is None else f"{result.majority:.1%}",
+                "pass@n": "" if result.pass_at_n is None else f"{result.pass_at_n:.1%}",
+            }
+            table.add_row(label if number == 0 else "", result.benchmark, *(cells[column] for column in columns))
         if len(results) > 1:
             mean = macro_average({result.benchmark: result.accuracy for result in results})
-            table.add_row("", "mean of benchmarks", "", "", "", f"{mean:.1%}", "", "", "", "")
+            empty = columns.index("accuracy")
+            table.add_row("", "mean of benchmarks", *[""] * empty, f"{mean:.1%}")
         table.add_section()
     return table

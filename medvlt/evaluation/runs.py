@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medvlt.data.files import replacing
+from medvlt.data.files import file_sha256, replacing
+from medvlt.data.samples import shuffle_key
 from medvlt.errors import DataError, listed
 
 FORMAT = 1
@@ -48,6 +50,21 @@ COLUMNS = (
     "grader_version",
 )
 """What every line has; there may be more."""
+
+_TYPES: Mapping[str, type] = {
+    "benchmark": str,
+    "uid": str,
+    "sample": int,
+    "options": dict,
+    "picture_ids": list,
+    "tokens": int,
+    "finish_reason": str,
+    "correct": bool,
+    "format_ok": bool,
+    "reason": str,
+}
+_OF_QUESTION = ("options", "picture_ids", "answer_label")
+_OF_COMPLETION = ("sample", "tokens", "finish_reason", "error", "label", "correct", "format_ok", "reason")
 
 
 @dataclass(frozen=True)
@@ -150,19 +167,24 @@ class EvaluationRun:
 
 
 def read_run(folder: str | Path) -> EvaluationRun:
-    """Reads a run and checks that it is whole: every question of every benchmark with all its completions.
+    """Reads a run and checks that it is whole: every question of every benchmark with all its completions, unchanged.
+
+    Texts are read and not kept: `EvaluationRun.records` gives those of single questions.
 
     Raises:
-        DataError: If it is missing, unreadable, or not whole; with the number of bad lines and the first of them.
+        DataError: If it is missing, unreadable, not whole, or not what was written; with the number of bad lines and
+            the first of them.
     """
     path = Path(folder)
     about = read_about(path)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for record in iterate_records(path):
-        found.setdefault(record["benchmark"], {}).setdefault(record["uid"], []).append(record)
+        lines = found.setdefault(record["benchmark"], {}).setdefault(record["uid"], [])
+        kept = _OF_COMPLETION if lines else (*_OF_QUESTION, *_OF_COMPLETION)
+        lines.append({name: record[name] for name in kept})
     try:
         expected = {name: (int(kept["questions"]), str(kept["uids"])) for name, kept in about["benchmarks"].items()}
-        n = int(about["sampling"]["n"])
+        n, digest = int(about["sampling"]["n"]), str(about["completions"]["sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_a_run(path, error) from error
     answers: dict[str, BenchmarkAnswers] = {}
@@ -173,6 +195,11 @@ def read_run(folder: str | Path) -> EvaluationRun:
     if found:
         names = listed(list(found))
         raise DataError(f"{path / COMPLETIONS_FILE} has benchmarks that {RUN_FILE} does not name: {names}")
+    if file_sha256(path / COMPLETIONS_FILE) != digest:
+        raise DataError(
+            f"{path / COMPLETIONS_FILE} was changed after the evaluation: its SHA-256 is not that of {RUN_FILE}; "
+            "restore it, or run the evaluation again. `medvlt regrade` grades completions anew without touching them"
+        )
     return EvaluationRun(path, about, answers)
 
 
@@ -206,9 +233,8 @@ def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(file, start=1):
                 try:
                     record = json.loads(line)
-                    missing = [name for name in COLUMNS if name not in record]
-                    problem = f"without {', '.join(missing)}" if missing else ""
-                except (ValueError, TypeError) as error:
+                    problem = _problem(record)
+                except (ValueError, RecursionError) as error:
                     problem = f"{type(error).__name__}: {error}"
                 if not problem:
                     yield record
@@ -226,7 +252,12 @@ def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_run(
-    folder: Path, about: Mapping[str, Any], records: Iterable[Mapping[str, Any]], *, overwrite: bool = False
+    folder: Path,
+    about: Mapping[str, Any],
+    records: Iterable[Mapping[str, Any]],
+    *,
+    overwrite: bool = False,
+    pictures: Path | None = None,
 ) -> None:
     """Writes a run; `run.json` comes last, so that a folder with one is whole.
 
@@ -234,30 +265,70 @@ def write_run(
         folder: Where to; may hold other files.
         about: What `run.json` is to say; "format", "completions" and "note" are added.
         records: Lines, in order: benchmark, question, number of the completion.
-        overwrite: Whether a run that lies there may be replaced.
+        overwrite: Whether a run that lies there may be replaced; it is, as soon as all lines of the new one are
+            written.
+        pictures: A folder beside or inside `folder` whose thumbnails become those of the run; it is moved. None leaves
+            what is there.
 
     Raises:
         DataError: If there is a run already, or it cannot be written.
     """
-    if (folder / RUN_FILE).exists():
-        if not overwrite:
-            raise DataError(f"{folder} has an evaluation already; choose another folder or set overwrite=true")
-        (folder / RUN_FILE).unlink()
-    digest, lines = hashlib.sha256(), 0
-    with replacing(folder / COMPLETIONS_FILE, overwrite=True) as temporary, temporary.open("wb") as file:
-        for record in records:
-            line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-            file.write(line)
-            digest.update(line)
-            lines += 1
-    content = {"format": FORMAT, **about, "completions": {"lines": lines, "sha256": digest.hexdigest()}, "note": NOTE}
+    write_lines(folder, about, map(encode_record, records), overwrite=overwrite, pictures=pictures)
+
+
+def write_lines(
+    folder: Path,
+    about: Mapping[str, Any],
+    lines: Iterable[bytes],
+    *,
+    overwrite: bool = False,
+    pictures: Path | None = None,
+) -> None:
+    """Writes a run as `write_run` does, from lines made by `encode_record`, one or several at a time."""
+    if not overwrite and (folder / RUN_FILE).exists():
+        raise DataError(f"{folder} has an evaluation already; choose another folder or set overwrite=true")
+    digest, count = hashlib.sha256(), 0
+    with replacing(folder / COMPLETIONS_FILE, overwrite=True) as temporary:
+        with temporary.open("wb") as file:
+            for chunk in lines:
+                file.write(chunk)
+                digest.update(chunk)
+                count += chunk.count(b"\n")
+        (folder / RUN_FILE).unlink(missing_ok=True)  # what it says holds no longer
+    content = {"format": FORMAT, **about, "completions": {"lines": count, "sha256": digest.hexdigest()}, "note": NOTE}
     with replacing(folder / RUN_FILE, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if pictures is not None:
+            shutil.rmtree(folder / PICTURES_FOLDER, ignore_errors=True)
+            pictures.rename(folder / PICTURES_FOLDER)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """Returns a record as a line of `completions.jsonl`; endpoints may send halves of surrogate pairs, which stay."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def shown_questions(uids: Iterable[str], count: int) -> list[str]:
+    """Returns the questions of a benchmark that reports show, at most `count`: drawn by their uids alone."""
+    # the uids of outputs that were imported may have halves of surrogate pairs
+    return sorted(uids, key=lambda uid: shuffle_key(0, uid.encode("utf-8", "backslashreplace").decode()))[:count]
 
 
 def uids_fingerprint(uids: Sequence[str]) -> str:
     """Returns 16 hex digits that tell a set of questions from others, whatever its order."""
     return hashlib.sha256("\x1f".join(sorted(uids)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _problem(record: Any) -> str:
+    """Returns why a line is no stored completion; "" if it is one."""
+    if not isinstance(record, dict):
+        return "no JSON object"
+    missing = [name for name in COLUMNS if name not in record]
+    if missing:
+        return f"without {', '.join(missing)}"
+    wrong = [f"{name} is {record[name]!r:.40}" for name, kind in _TYPES.items() if not isinstance(record[name], kind)]
+    return ", ".join(wrong)
 
 
 def _check_whole(

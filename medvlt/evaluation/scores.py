@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+MEAN = "mean"
+"""Stands for the unweighted mean over benchmarks where the name of a benchmark is expected."""
+
 
 class Interval(NamedTuple):
     """A number with the bounds of its interval."""
@@ -31,13 +34,14 @@ class BenchmarkScore:
         format_rate: Share of completions in the asked format.
         truncation_rate: Share cut at the token limit.
         failed: Completions that never came.
-        mean_tokens: Mean length of those that came.
+        mean_tokens: Mean length of those that came; None where none did, or lengths are not stored.
         majority: Accuracy of the majority vote; None with one completion.
         pass_at_k: k to the unbiased estimate of pass@k; {1: accuracy} with one completion.
         repeat_std: Sample standard deviation of the accuracies of the n repeats; None with one completion.
         pass_counts: How many questions were right 0, 1, ..., n times.
         minimum_detectable: Smallest difference from an equally accurate model on the same questions that a two-sided
             test at 0.05 would find with probability 0.8, unpaired.
+        flip_rate: Share of questions of whose completions some are right and some are not; None with one completion.
     """
 
     benchmark: str
@@ -50,12 +54,26 @@ class BenchmarkScore:
     format_rate: float
     truncation_rate: float
     failed: int
-    mean_tokens: float
+    mean_tokens: float | None
     majority: Interval | None
     pass_at_k: dict[int, float]
     repeat_std: float | None
     pass_counts: tuple[int, ...]
     minimum_detectable: float
+    flip_rate: float | None = None
+
+    @property
+    def interval(self) -> Interval:
+        """The interval to show: by pictures where questions share them, else the Wilson interval.
+
+        A bootstrap of scores that are all alike has no width and says nothing; then it is the Wilson interval too.
+        """
+        return self.clustered if self.by_picture and self.clustered else self.accuracy
+
+    @property
+    def by_picture(self) -> bool:
+        """Whether `interval` draws pictures."""
+        return self.clustered is not None and self.clustered.low < self.clustered.high
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class RunScores:
 
     Attributes:
         label: Its name in tables, different from that of every other run of the report.
-        folder: Where it lies.
+        folder: Name of the folder in which it lies, without the path: a report does not depend on where runs lie.
         benchmarks: In the order in which they were asked.
         macro: Unweighted mean over benchmarks with a bootstrap interval.
     """
@@ -81,12 +99,12 @@ class RunScores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against the baseline on the same questions of one benchmark, or on the mean over benchmarks.
+    """A run against the baseline on the same questions of one benchmark, or on the mean over benchmarks (`MEAN`).
 
     Attributes:
         run: Label of the run.
         baseline: Label of the baseline.
-        benchmark: Name; "mean" for the macro average.
+        benchmark: Name; `MEAN` for the unweighted mean over the benchmarks that both were asked.
         questions: Questions that both were asked.
         difference: Run minus baseline with its paired bootstrap interval (pictures are drawn, not questions).
         only_run: Questions that only the run has right; with several completions, on which it is right more often.
@@ -96,6 +114,8 @@ class Comparison:
         p_adjusted: After Holm's correction over all comparisons of the report with this baseline.
         minimum_detectable: Smallest difference that the test would find with probability 0.8 at 0.05, given how often
             the two disagree; None for the mean.
+        mcnemar: Two-sided p of the exact McNemar test, which takes questions as independent; None for the mean and
+            where one of the two has several completions.
     """
 
     run: str
@@ -109,6 +129,7 @@ class Comparison:
     p_value: float
     p_adjusted: float
     minimum_detectable: float | None
+    mcnemar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,7 @@ class ControlResult:
         run: Label of the run as it should be.
         control_run: Label of the run under the control.
         control: Name of the control.
-        benchmark: Its name.
+        benchmark: Name of the benchmark.
         questions: Questions of both.
         difference: Accuracy of the run minus accuracy under the control, with a paired bootstrap interval.
         consistency: Share of questions whose chosen option has the same text in both (first completion); a question
@@ -145,7 +166,7 @@ class ReportData:
         benchmarks: Names of all benchmarks, in order of first appearance.
         comparisons: Runs against the baseline.
         controls: Runs against their controls.
-        notes: What a reader must know, such as that only shared questions were compared.
+        notes: What a reader must know, such as that only shared questions were compared; warnings first.
         failures: Completions that never came: (run, benchmark, uid, number, message), all of them.
     """
 

@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
+from medvlt.evaluation.statistics.passes import majority_correct
 from medvlt.metrics.lengths import MeanLength
+from medvlt.metrics.passes import MajorityAccuracy, PassAtK
 from medvlt.metrics.rates import FormatRate, MultipleChoiceAccuracy, TruncationRate
+from medvlt.types import RolloutGroup, Verdict
 
 
 class BenchmarkMetrics(nn.Module):
-    """Accuracy with its counts, format rate, truncation rate and mean length; each reduces over ranks."""
+    """Accuracy with its counts, format rate, truncation rate, mean length and failures; each reduces over ranks.
+
+    With several completions of a question also the accuracy of the majority vote, and pass@n of all n completions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,31 +34,60 @@ class BenchmarkMetrics(nn.Module):
                 "format_rate": FormatRate(),
                 "truncation_rate": TruncationRate(),
                 "mean_tokens": MeanLength(),
+                "failed": SumMetric(),
+                "majority": MajorityAccuracy(),
+                "pass_at_n": PassAtK(),
             }
         )
 
-    def update(self, *, questions: int, correct: Tensor, format_ok: Tensor, truncated: Tensor, tokens: Tensor) -> None:
-        """Counts completions, each once.
+    def update(self, groups: Sequence[RolloutGroup], verdicts: Sequence[Sequence[Verdict]]) -> None:
+        """Counts questions and their completions, each once.
 
         Args:
-            questions: How many questions they answer.
-            correct: Whether each was graded right, (N,), bool.
-            format_ok: Whether it has the asked format, (N,), bool.
-            truncated: Whether it was cut at the token limit, (N,), bool.
-            tokens: Its length, (N,), integer.
+            groups: The completions of each question; none where a rank has nothing to ask.
+            verdicts: What the grader says of each completion, by question.
         """
-        given = {
-            "accuracy": correct,
-            "correct": correct.sum(),
-            "count": torch.tensor(len(correct)),
-            "questions": torch.tensor(questions),
-            "format_rate": format_ok,
-            "truncation_rate": truncated,
-            "mean_tokens": tokens,
+        completions = [completion for group in groups for completion in group.completions]
+        flat = [verdict for row in verdicts for verdict in row]
+        labels = [[verdict.label for verdict in row] for row in verdicts]
+        voted = majority_correct(labels, [group.sample.answer_label for group in groups])
+        right = [sum(verdict.correct for verdict in row) for row in verdicts]
+        correct = self._column([verdict.correct for verdict in flat], torch.bool)
+        given: dict[str, tuple[Tensor, ...]] = {
+            "accuracy": (correct,),
+            "correct": (correct.sum(),),
+            "count": (torch.tensor(len(flat)),),
+            "questions": (torch.tensor(len(groups)),),
+            "format_rate": (self._column([verdict.format_ok for verdict in flat], torch.bool),),
+            "truncation_rate": (self._column([c.finish_reason == "length" for c in completions], torch.bool),),
+            "mean_tokens": (self._column([c.length for c in completions], torch.long),),
+            "failed": (torch.tensor(sum(c.finish_reason == "error" for c in completions)),),
+            "majority": (self._column(voted.tolist(), torch.bool),),
+            "pass_at_n": (self._column(right, torch.long), self._column([len(row) for row in verdicts], torch.long)),
         }
         for name, metric in self.metrics.items():
-            cast(Metric, metric).update(given[name])
+            cast(Metric, metric).update(*given[name])
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns each number over all ranks; shares and means of nothing are 0."""
-        return {name: cast(Metric, metric).compute() for name, metric in self.metrics.items()}
+        """Returns each number over all ranks, the same names on each; shares and means of nothing are 0.
+
+        With n > 1 completions of a question there is `majority`, and pass@n under the name `pass_at_{n}`.
+        """
+        values: dict[str, Tensor] = {name: cast(Metric, metric).compute() for name, metric in self.metrics.items()}
+        majority, passed = values.pop("majority"), values.pop("pass_at_n")
+        n = completions_each(float(values["count"]), float(values["questions"]))
+        return values | ({"majority": majority, pass_name(n): passed} if n > 1 else {})
+
+    def _column(self, values: Sequence[bool] | Sequence[int], dtype: torch.dtype) -> Tensor:
+        # the type also where a rank has nothing to ask
+        return torch.tensor(values, dtype=dtype, device=cast(Metric, self.metrics["count"]).device)
+
+
+def completions_each(count: float, questions: float) -> int:
+    """Returns how many completions each question has; 0 of no question."""
+    return round(count / questions) if questions else 0
+
+
+def pass_name(n: int) -> str:
+    """Returns the name of pass@n among the metrics of a benchmark."""
+    return f"pass_at_{n}"

@@ -3,50 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from medvlt.rewards import parsing
-from medvlt.rewards.parsing import Token
+from medvlt.rewards import parsing, sentences
+from medvlt.rewards.options import NO, YES, Options, Reading, bare_form, closest, match_tokens
+from medvlt.rewards.parsing import Declaration, Token
 from medvlt.types import Reason
 
 _LIMIT = 32
 """Answers of one kind that are compared with one another, counted from the end; keeps grading linear."""
 
-_YES = frozenset({"yes", "yeah", "yep", "true", "positive", "present", "affirmative"})
-_NO = frozenset({"no", "nope", "false", "negative", "absent"})
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a text chooses: an option's label, or None with the reason why there is none."""
-
-    label: str | None
-    reason: Reason
-
-
 _AMBIGUOUS = Reading(None, Reason.AMBIGUOUS)
 _UNKNOWN = Reading(None, Reason.UNKNOWN_OPTION)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The options of a question, ready to be compared.
-
-    Attributes:
-        labels: Letter in capitals to the label as it is stored.
-        texts: Label, text as stored, and its tokens.
-        bare: Option label or text, case folded and without punctuation around it, to the label.
-        polarity: Label of the only option that says yes, and of the only one that says no; absent if not unique.
-        window: Characters of a statement that are read. Longer than any option with an explanation begun.
-    """
-
-    labels: dict[str, str]
-    texts: tuple[tuple[str, str, tuple[Token, ...]], ...]
-    bare: dict[str, str]
-    polarity: dict[bool, str]
-    window: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +27,6 @@ class _Item:
     end: int
     closed: bool  # whether an answer may end here; if not, only another option may follow
     followed: bool = True  # whether it may be the second of two answers: "(A) causes ..." may not
-
-
-@lru_cache(maxsize=4096)
-def prepare(items: tuple[tuple[str, str], ...]) -> Options:
-    """Returns the options, given as (label, text) pairs, ready to be compared."""
-    texts = tuple((label, text, parsing.tokenise(parsing.tidy(text))) for label, text in items)
-    polarity: dict[bool, str] = {}
-    for value, words in ((True, _YES), (False, _NO)):
-        matching = [label for label, _, tokens in texts if len(tokens) == 1 and tokens[0].text in words]
-        if len(matching) == 1:
-            polarity[value] = matching[0]
-    longest = max((len(text) for _, text in items), default=0)
-    bare = {_bare(text): label for label, text in items} | {_bare(label): label for label, _ in items}
-    letters = {label.strip().upper(): label for label, _ in items}
-    return Options(letters, texts, bare, polarity, 2 * longest + 300)
 
 
 def agree(readings: Iterable[Reading | None]) -> Reading | None:
@@ -96,10 +50,10 @@ def read_text(text: str, options: Options, *, announced: bool = False) -> Readin
     r"""Returns what a text chooses, or None if it chooses nothing.
 
     From strong to weak: the text is an option as a whole; `\boxed{}`; the last "the answer is"; "B is correct"; the
-    first or last line is an option, or the last "the diagnosis is" names one; the last sentence ends with a label and
-    its own text. Within each kind, two different answers are AMBIGUOUS, unless words such as "wait" or "therefore"
-    stand between two declarations: then the later one holds. With `announced`, a tag says that this is an answer, so
-    that the first or last line need not end with it.
+    first or last line is an option, or the last "the diagnosis is" names one; a free sentence names one
+    (`medvlt.rewards.sentences`). Within each kind, two different answers are AMBIGUOUS, unless words such as "wait" or
+    "therefore" stand between two declarations: then the later one holds. With `announced`, a tag says that this is an
+    answer, so that the first or last line need not end with it.
     """
     text = parsing.without_continuations(text.strip())
     whole = _whole(text, options)
@@ -113,9 +67,12 @@ def read_text(text: str, options: Options, *, announced: bool = False) -> Readin
         reading = agree(Reading(label, Reason.LABEL) for label in labels if label)
     if reading is None:
         reading = _undeclared(text, options, announced=announced)
+    declares = bool(boxed) or _declares(text)
     if reading is None and not boxed:
-        reading = _paired(text, options)
-    return reading or (_UNKNOWN if boxed or _declares(text) else None)
+        reading = sentences.paired(text, options)
+    if reading is None and not declares:
+        reading = sentences.concluded(text, options)
+    return reading or (_UNKNOWN if declares else None)
 
 
 def read_statement(text: str, options: Options, *, strict: bool = False) -> Reading | None:
@@ -166,11 +123,11 @@ def _whole(text: str, options: Options) -> Reading | None:
         matches = {
             label
             for label, raw, wanted in options.texts
-            if raw.casefold().startswith(marked) and _match(wanted, tokens) == len(tokens)
+            if raw.casefold().startswith(marked) and match_tokens(wanted, tokens) == len(tokens)
         }
     else:  # nothing but punctuation, which some options are: "?", "-"
         matches = {label for label, raw, _ in options.texts if text and parsing.tidy(raw).strip() == text}
-    label = _closest(matches, text, options)
+    label = closest(matches, text, options)
     return Reading(label, Reason.TEXT) if label else None
 
 
@@ -181,17 +138,56 @@ def _declares(text: str) -> bool:
 
 def _declared(text: str, options: Options, *, topic: bool = False) -> Reading | None:
     """Returns the answer that the last readable phrase such as "the answer is" (`topic`: "diagnosis") announces."""
+    declarations = parsing.declarations(text, _LIMIT, topic=topic)
+    readings = [
+        _announced(text[declaration.end : declaration.end + options.window], declaration, options)
+        for declaration in declarations
+    ]
+    settled = bool(declarations) and readings[-1] is not None and readings[-1].label is not None
+    settled = settled and declarations[-1].named and "\n" not in text[declarations[-1].end :]
     current: Reading | None = None
     revised = False
-    for declaration in parsing.declarations(text, _LIMIT, topic=topic):
+    for declaration, reading in zip(declarations, readings, strict=True):
         revised = revised or declaration.revises
-        reading = _head(text[declaration.end : declaration.end + options.window], options, strict=declaration.weak)
         if reading is None:
             continue
+        if settled and declaration.weak and reading.label is None and not parsing.has_label(text, declaration.end):
+            continue  # a step that names several options by their texts, before a last line "Answer: B"
         holds = current is None or revised or reading.label == current.label
         current = reading if holds else _AMBIGUOUS
         revised = False
     return current
+
+
+def _announced(text: str, declaration: Declaration, options: Options) -> Reading | None:
+    """Returns the option named by the statement that a phrase such as "the answer is" announces."""
+    reading = _head(text, options, strict=declaration.weak)
+    return _named(text, options) if reading is None and declaration.named else reading
+
+
+def _named(text: str, options: Options) -> Reading | None:
+    """Returns the option of a line behind "Answer:" that is a label glued to its own text, or an A with a remark.
+
+    "E2" where E is "2", "B(1) 0.5" where B begins with "(1) 0.5", "A (roughly)": anywhere else these may be words.
+    """
+    line, _, rest = text.partition("\n")
+    line = parsing.tidy(line[: options.window]).strip()
+    if parsing.is_retracted(rest, at_once=True):
+        return None
+    if parsing.is_remarked(line):
+        return read_statement(f"({line[0]}){line[1:]}", options)
+    label = options.labels.get(line[:1])
+    glued = parsing.glued_text(line)
+    if label is None or not glued:
+        return None
+    tokens, whole = ([token.text for token in parsing.tokenise(part)] for part in (glued, line))
+    for name, _, wanted in options.texts:
+        own = [token.text for token in wanted]
+        if own[: len(whole)] == whole:
+            return None  # "B12 deficiency" is an option itself
+        if name == label and not (own == tokens or (glued[0] in "([{" and own[: len(tokens)] == tokens)):
+            return None
+    return Reading(label, Reason.LABEL_AND_TEXT)
 
 
 def _head(text: str, options: Options, *, strict: bool = False, strict_text: bool = False) -> Reading | None:
@@ -224,61 +220,8 @@ def _undeclared(text: str, options: Options, *, announced: bool) -> Reading | No
     own = next(raw for label, raw, _ in options.texts if label == reading.label)
     letters = parsing.labels_in(text) - parsing.labels_in("; " + own)  # such as the option "C. difficile colitis"
     listed = {options.labels[letter] for letter in letters if letter in options.labels}
-    listed |= {options.bare[line] for raw in text.split("\n") if (line := _bare(raw)) in options.bare}
+    listed |= {options.bare[line] for raw in text.split("\n") if (line := bare_form(raw)) in options.bare}
     return _AMBIGUOUS if listed - {reading.label} else reading
-
-
-def _bare(text: str) -> str:
-    """Returns a line without what may stand around an option, for a quick look whether it is nothing else."""
-    return text.strip(" \t\r>*-.,;:()[]").casefold()
-
-
-def _paired(text: str, options: Options) -> Reading | None:
-    """Returns the option that ends the last sentence with label and text ("(B) Aspirin", "aspirin (B)"), if alone."""
-    text = parsing.tidy(parsing.last_sentence(text)[-options.window - 1 :]).strip()
-    if len(text) > options.window or text.endswith("?"):
-        return None  # a sentence that cannot be read as a whole, or a question
-    for mark in parsing.single_capitals(text)[-_LIMIT:]:
-        label = options.labels.get(mark[1])
-        wanted = next((tokens for name, _, tokens in options.texts if name == label), ())
-        behind = parsing.tokenise(text[mark.end() :])
-        before = parsing.tokenise(text[: mark.start()])[-len(wanted) :]
-        if wanted and _match(wanted, behind) == len(behind) > 0:
-            rest = text[: mark.start()]
-        elif not behind and mark[0] != mark[1] and _match(wanted, before) == len(before) > 0:
-            rest = text[: before[0].start]
-        else:
-            continue
-        others = {options.labels.get(other[1]) for other in parsing.single_capitals(rest)} - {label, None}
-        tokens = parsing.tokenise(rest)
-        for name, _, own in options.texts:
-            if any(_match(own, tokens[start:]) for start in range(len(tokens))):
-                others.add(name)
-        return None if others - {label} or parsing.is_doubted(rest) else Reading(label, Reason.LABEL_AND_TEXT)
-    return None
-
-
-def _match(wanted: Sequence[Token], found: Sequence[Token]) -> int:
-    """Returns how many of `found` the tokens `wanted` cover from its start, articles aside; 0 if they do not match."""
-    index = 0
-    for token in wanted:
-        while index < len(found) and found[index].text != token.text and found[index].droppable:
-            index += 1
-        if index < len(found) and found[index].text == token.text:
-            index += 1
-        elif not token.droppable:
-            return 0
-    return index
-
-
-def _closest(labels: Collection[str], text: str, options: Options) -> str | None:
-    """Returns the one label, or of options equal but for case, punctuation and articles the one spelt like `text`."""
-    if len(labels) > 1:
-        spelt = {label: parsing.tidy(raw).strip() for label, raw, _ in options.texts if label in labels}
-        labels = [label for label, raw in spelt.items() if raw.casefold() == text.casefold()]
-        if len(labels) > 1:
-            labels = [label for label in labels if spelt[label] == text]
-    return next(iter(labels)) if len(labels) == 1 else None
 
 
 def _text_item(text: str, tokens: Sequence[Token], position: int, options: Options) -> _Item | None:
@@ -288,18 +231,18 @@ def _text_item(text: str, tokens: Sequence[Token], position: int, options: Optio
         return None
     marked = parsing.marked_letter(text, rest[0].start).casefold()
     texts = [entry for entry in options.texts if entry[1].casefold().startswith(marked)]
-    covered = {label: _match(wanted, rest) for label, _, wanted in texts}
+    covered = {label: match_tokens(wanted, rest) for label, _, wanted in texts}
     longest = max(covered.values(), default=0)
     labels = [label for label, count in covered.items() if count == longest]
     if longest:
         end = rest[longest - 1].end
-        label = _closest(labels, text[rest[0].start : end], options)
+        label = closest(labels, text[rest[0].start : end], options)
         if label is None:
             return None
         comma = label in options.polarity.values()
         return _Item(label, Reason.TEXT, end, parsing.ends_text(text, end, comma=comma))
     word = rest[0].text
-    synonym = options.polarity.get(word in _YES) if word in _YES or word in _NO else None
+    synonym = options.polarity.get(word in YES) if word in YES or word in NO else None
     if synonym is None:
         return None
     return _Item(synonym, Reason.SYNONYM, rest[0].end, parsing.ends_text(text, rest[0].end, comma=True))

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias, get_args
 
 from medvlt.errors import ConfigurationError
 from medvlt.rewards import parsing, reference
-from medvlt.rewards.choice import prepare, read_answer_blocks, read_text
+from medvlt.rewards.choice import read_answer_blocks, read_text
+from medvlt.rewards.options import prepare
 from medvlt.types import Reason, Sample, Verdict
 
 GradePolicy: TypeAlias = Literal["robust", "reference_reward", "reference_eval", "reference_regrade"]

@@ -90,6 +90,11 @@ _ARTICLE_END = re.compile(
 )
 _TEXT_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;:!?)\]}\"']++(?=\s|$)|\s++[-(\[]|" + _TEXT_CUE, re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.,;!)]++\s|" + _TEXT_CUE, re.IGNORECASE)
+_REMARKED = re.compile(
+    r"[AI]\s++\((?![^()\n]*\b(?:or|any|all|other|example|guess\w*)\b)[^()\n]*+\)[\s.!]*+", re.IGNORECASE
+)
+_LETTER = re.compile(r"(?<![\w'])(?:[b-z]|a(?!\s(?!(?:or|and|is)\b)[a-z]))(?!\w)", re.IGNORECASE)
+_GLUED = re.compile(r"[A-Z](?=[^\w\s]|\d)(?![.,:;!?)\]}\"'/|&+=→])")
 _COMMA = re.compile(r",\s|\s(?=(?:there|it|this|that|these|the)\b)", re.IGNORECASE)
 _MARKED = re.compile(r"[A-Za-z][.:)](?=\s)|[A-Z] (?=[A-Z])")
 _ABBREVIATION = re.compile(r"\.\s+([a-z]+)")
@@ -125,8 +130,6 @@ _CONTINUED = re.compile(
     r"\n\s*+(?=(?i:or|also|maybe|perhaps|possibly|alternatively)\b,? ?(?:option )?[(\[]?[A-Z](?:[).:\]][^\n]*)?\s*$)",
     re.M,
 )
-_SENTENCE_BREAK = re.compile(r"(?<![\s.(][A-Z])[.?!]\s+(?=\S)|\n")
-_SINGLE = re.compile(r"[(\[]?(?<![\w'-])([A-Z])(?![\w'-])[)\]]?")
 _DOUBT = re.compile(
     rf"\b(?:{_NEGATION}|{_HEDGE}|no|or|without|than|absen\w+|exclu\w+|rul(?:e|es|ed|ing) out|against|lacks?|differ\w*"
     r"|inconsistent|instead|unlike|versus|vs|compared|except|less|other|eliminat\w+|all|none)\b|\?",
@@ -320,6 +323,23 @@ def abbreviated(text: str, position: int) -> str | None:
     return match[1] if match else None
 
 
+def is_remarked(text: str) -> bool:
+    """Returns whether a text is an A or I with a remark in brackets, which ends it: "A (roughly)"."""
+    return _REMARKED.fullmatch(text) is not None
+
+
+def has_label(text: str, position: int) -> bool:
+    """Returns whether the line at `position` has a letter that stands alone, the article "a" apart."""
+    end = text.find("\n", position)
+    return _LETTER.search(text, position, end if end >= 0 else len(text)) is not None
+
+
+def glued_text(text: str) -> str:
+    """Returns what stands behind a capital without a space or the dress of a label between: the "2" of "E2", or ""."""
+    match = _GLUED.match(text)
+    return text[match.end() :].strip() if match else ""
+
+
 def marked_letter(text: str, position: int) -> str:
     """Returns a letter at `position` with its separator ("A.", "A)", "A " before a capital), or "" if none is there."""
     match = _MARKED.match(text, position)
@@ -347,14 +367,9 @@ def without_continuations(text: str) -> str:
     return _CONTINUED.sub(" ", text)
 
 
-def last_sentence(text: str) -> str:
-    """Returns the last sentence; a single capital with a full stop is a label and ends none."""
-    return _SENTENCE_BREAK.split(text.strip())[-1]
-
-
-def single_capitals(text: str) -> list[re.Match[str]]:
-    """Returns the single capitals of a text, with their brackets."""
-    return list(_SINGLE.finditer(text))
+def is_revised(text: str) -> bool:
+    """Returns whether a text has a word such as "however" or "therefore", behind which another answer may stand."""
+    return _REVISION.search(text) is not None
 
 
 def is_doubted(text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,7 +14,7 @@ from medvlt.data.packing import Group, pack
 from medvlt.distributed import gather
 from medvlt.errors import ConfigurationError, EngineError
 from medvlt.models.policy import Policy
-from medvlt.types import RolloutGroup, Sample
+from medvlt.types import RolloutGroup, Sample, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class ParityGate:
                 )
         if self.tolerance is not None and not self.tolerance > 0:
             raise ConfigurationError(f"parity.tolerance must be above 0 or null, got {self.tolerance}")
+
+    def sampling(self, training: SamplingParams) -> SamplingParams:
+        """Returns how the compared completions are drawn: two per prompt, from the whole distribution of training."""
+        shortest = min(self.max_tokens, training.max_tokens)
+        return replace(training, n=2, top_p=1.0, top_k=0, max_tokens=shortest)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class CompletionStore:
             samples: The questions.
             digests: `prompt_digest` of each.
             sampling: How; `n` completions make a whole group.
-            keys: One per question, with `first` = 0.
+            keys: One per question; all have the same `first`, the number of the group's first completion.
             generate: Samples what is missing.
 
         Returns:
@@ -128,12 +128,14 @@ class CompletionStore:
                 be read or written.
         """
         stored = together(lambda: self.restore(benchmark, samples, digests))
-        groups = [{number: c for number, c in found.completions.items() if number < sampling.n} for found in stored]
+        start = keys[0].first if keys else 0
+        numbers = range(start, start + sampling.n)
+        groups = [{number: c for number, c in found.completions.items() if number in numbers} for found in stored]
         prompts = [found.token_ids for found in stored]
         self.restored += sum(map(len, groups))
         runs: dict[int, list[tuple[int, int]]] = {}
         for place, group in enumerate(groups):
-            for first, length in _gaps(group, sampling.n):
+            for first, length in _gaps(group, numbers):
                 runs.setdefault(length, []).append((place, first))
         for length in sorted(set().union(*gather(set(runs))), reverse=True):
             missing = runs.get(length, [])
@@ -149,7 +151,7 @@ class CompletionStore:
                 groups[place].update(enumerate(part.completions, first))
                 prompts[place] = prompts[place] or part.prompt_token_ids
         return [
-            RolloutGroup(sample, prompt, tuple(group[number] for number in range(sampling.n)))
+            RolloutGroup(sample, prompt, tuple(group[number] for number in numbers))
             for sample, prompt, group in zip(samples, prompts, groups, strict=True)
         ]
 
@@ -325,11 +327,11 @@ def _schema() -> pa.Schema:
     )
 
 
-def _gaps(present: Mapping[int, Completion], n: int) -> Iterator[tuple[int, int]]:
-    """Yields (first, length) of each run of numbers below n that are not present."""
-    first = 0
-    for number in range(n + 1):
-        if number == n or number in present:
+def _gaps(present: Mapping[int, Completion], numbers: range) -> Iterator[tuple[int, int]]:
+    """Yields (first, length) of each run of neighbouring numbers that are not present."""
+    first = numbers.start
+    for number in (*numbers, numbers.stop):
+        if number == numbers.stop or number in present:
             if number > first:
                 yield first, number - first
             first = number + 1

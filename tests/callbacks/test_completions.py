@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from callbacks import CompletionLogger, RolloutCallback
-from callbacks.completions import completion_table, picture_name
+from callbacks.completions import completion_table
 from datamodules import PromptDataModule
 from lightning_modules import GRPOModule
 from medvlt.data.encoder import PromptEncoder
@@ -84,10 +84,3 @@ def test_texts_are_no_markup_in_the_table() -> None:
     assert shown.count("[/nonsense]") == 1
     assert "[bold]Q[/bold]" in shown
     assert "none" in shown
-
-
-def test_pictures_without_a_name_are_told_apart() -> None:
-    names = [picture_name(picture) for picture in (b"one", b"two", Image.new("L", (3, 3)), Path("a/b.png"))]
-    assert len(set(names)) == 4
-    assert names[3] == "a/b.png"
-    assert names[0] == picture_name(b"one")

@@ -30,6 +30,7 @@ ALGORITHMS = [name for name in FILES if name.startswith("algorithms/")]
 STRATEGIES = [name for name in FILES if name.startswith("strategies/")]
 ADAPTERS = [name for name in FILES if name.startswith("adapters/")]
 GRPO = [name for name in FILES if name.startswith("grpo/")]
+EVAL = [name for name in FILES if name.startswith("eval/")]  # tests/configs/test_eval_configs.py
 PREDICT = [name for name in FILES if name.startswith(("curate/", "distill/", "demo/probe"))]
 RECIPES = [name for name in FILES if name.startswith(("demo/", "sft/", "grpo/", "curate/", "distill/"))]
 
@@ -115,7 +116,7 @@ def test_the_glob_finds_them_and_each_is_of_a_kind() -> None:
     assert len(RECIPES) >= 20
     assert sorted(SCRIPTS) == GRPO
     assert len(ALGORITHMS) >= 6
-    assert sorted(RECIPES + HARDWARE + ALGORITHMS + STRATEGIES + ADAPTERS) == FILES
+    assert sorted(RECIPES + HARDWARE + ALGORITHMS + STRATEGIES + ADAPTERS + EVAL) == FILES
 
 
 def test_the_readme_has_a_row_for_each() -> None:

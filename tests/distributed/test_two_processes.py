@@ -90,7 +90,8 @@ def train(folder: Path, strategy: Any, devices: int, run: Run) -> dict[str, Any]
     callbacks: list[Callback] = [recorder]
     benchmarks = {}
     if run == Run():
-        callbacks.append(RolloutCallback(ScriptedEngine(["<answer> A </answer>"]), SamplingParams(temperature=0)))
+        engine = ScriptedEngine(["<answer> A </answer>", "<answer> B </answer>"])
+        callbacks.append(RolloutCallback(engine, SamplingParams(n=3)))
         benchmarks = {"seven": Phantom("test", 7, modality="text"), "one": Phantom("test", 1, modality="text")}
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_progress_bar=False, max_epochs=1,
@@ -303,7 +304,10 @@ def test_ddp(alone: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
     ranks = in_two_processes(ddp, tiny_folder, tmp_path)
     assert_ranks_differed(ranks, "sft")
     assert_same_steps(ranks, "sft", alone["sft"])
-    assert [alone["sft"]["metrics"][f"val/{name}/count"] for name in ("seven", "one")] == [7, 1]
+    metrics = alone["sft"]["metrics"]  # equal on both ranks, of which one has no question of the second benchmark
+    assert [metrics[f"val/{name}/count"] for name in ("seven", "one")] == [21, 3]
+    assert 0 < metrics["val/seven/majority"] < metrics["val/seven/pass_at_3"] < 1
+    assert {"val/one/majority", "val/one/pass_at_3"} <= set(metrics)
     assert min(alone["sft"]["norms"]) > 1.5  # else nothing would be clipped
     assert_same_iterations(ranks, train_grpo(tiny_folder, "auto", 1, live=True))
 

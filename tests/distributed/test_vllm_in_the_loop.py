@@ -6,7 +6,6 @@ Everything runs in the same two processes, one after the other, as starting them
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cpu_strategies import HAS_DEEPSPEED, Kind, needs_deepspeed, spawn, strategy
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
-from callbacks import CompletionLogger, PassCountLedger, RolloutCallback, VLLMRolloutCallback
+from callbacks import CompletionLogger, EvaluationRecorder, PassCountLedger, RolloutCallback, VLLMRolloutCallback
 from datamodules import BenchmarkDataModule, PromptDataModule
 from lightning_modules import GRPOModule, RolloutModule
 from medvlt.curation.ledger import Ledger
@@ -25,6 +24,7 @@ from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
 from medvlt.distributed import gather, world
 from medvlt.errors import ConfigurationError, EngineError
+from medvlt.evaluation.runs import read_run
 from medvlt.models.loading import Backbone
 from medvlt.models.optimization import Optimization
 from medvlt.rollout.scripted import ScriptedEngine
@@ -98,7 +98,7 @@ def evaluate(folder: Path, output: Path, engine: Any, how: str, ranks: int, **se
     benchmarks = {"five": Phantom("test", 5), "one": Phantom("test", 1, modality="picture")}
     data = BenchmarkDataModule(PromptEncoder(str(folder), template="plain"), benchmarks, batch_size=1)
     rollout = RolloutCallback(engine, SamplingParams(n=2, max_tokens=12), seed=3, **settings)
-    callbacks: list[Callback] = [rollout, CompletionLogger()]
+    callbacks: list[Callback] = [rollout, EvaluationRecorder()]
     if how == "predict":
         callbacks.append(PassCountLedger(str(output / "ledger.parquet"), "tiny", max_failed_share=1.0))
     trainer = Trainer(
@@ -160,12 +160,6 @@ def work(rank: int, folder: Path, output: Path) -> None:
     torch.save(found, output / f"{rank}.pt")
 
 
-def completions(folder: Path) -> list[dict[str, Any]]:
-    """What the ranks have written, in one order."""
-    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
-    return sorted(lines, key=lambda line: (line["benchmark"], line["uid"], line["sample"]))
-
-
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ranks")
@@ -208,9 +202,9 @@ class TestTwoRanks:
         assert metrics["val/one/questions"] == 1
         for rank in ranks:
             assert rank["validate"] == pytest.approx(metrics)
-        lines = completions(output / "single")
-        assert completions(output / "shared") == lines
-        assert len(lines) == 12
+        runs = [read_run(output / name) for name in ("shared", "single")]
+        assert runs[0].about["completions"] == runs[1].about["completions"]  # byte for byte
+        assert runs[0].about["completions"]["lines"] == 12
 
     def test_an_engine_that_cannot_start_keeps_nobody_waiting(self, ranks: list[dict[str, Any]]) -> None:
         assert "'/nowhere'" in ranks[1]["start"]

@@ -48,6 +48,8 @@ def test_counts_are_exact(data: BenchmarkDataModule, tmp_path: Path) -> None:
     assert merged["val/pictures/correct"] == 1
     assert merged["val/pictures/truncation_rate"] == pytest.approx(1 / 5)
     assert merged["val/pictures/format_rate"] == pytest.approx(4 / 5)
+    assert (merged["val/text/failed"], merged["val/pictures/failed"]) == (0, 0)
+    assert not [name for name in merged if "majority" in name or "pass_at" in name]  # nothing to vote on
     assert merged["val/accuracy"] == pytest.approx((3 / 7 + 1 / 5) / 2)
     written = {result.benchmark: result for result in read_results(tmp_path / "results.json")}
     assert (written["text"].correct, written["text"].count) == (3, 7)
@@ -56,11 +58,30 @@ def test_counts_are_exact(data: BenchmarkDataModule, tmp_path: Path) -> None:
 
 
 def test_several_samples_each_count(data: BenchmarkDataModule, tmp_path: Path) -> None:
+    """What the module logs and the table writes of 4 samples is what the verdicts say, counted here by hand."""
     rollout = RolloutCallback(
-        ScriptedEngine(["<answer> A </answer>"]), SamplingParams(n=4, temperature=1, max_tokens=99)
+        ScriptedEngine([f"<answer> {letter} </answer>" for letter in "ABC"]),
+        SamplingParams(n=4, temperature=1, max_tokens=99),
+        seed=1,
     )
-    values = trainer(tmp_path, rollout).validate(RolloutModule(), data, verbose=False)
-    assert values[0]["val/text/count"] == 28
+    runner = trainer(tmp_path, rollout, ResultsTable())
+    module = RolloutModule()
+    values = runner.validate(module, data, verbose=False)[0]
+    groups = [batch.groups for batch in runner.predict(module, data)[0]]
+    right = majority = passed = 0
+    for group in (group for batch in groups for group in batch):
+        answers = [completion.text.split()[1] for completion in group.completions]
+        letters = [letter for letter in answers if letter in group.sample.options]  # another casts no vote
+        votes = [letters.count(letter) for letter in letters]
+        right += letters.count(group.sample.answer_label)
+        passed += group.sample.answer_label in letters
+        majority += letters[votes.index(max(votes))] == group.sample.answer_label  # the first of the most frequent
+    assert 0 < majority < passed < 7
+    assert (values["val/text/count"], values["val/text/correct"], values["val/text/failed"]) == (28, right, 0)
+    assert values["val/text/majority"] == pytest.approx(majority / 7)
+    assert values["val/text/pass_at_4"] == pytest.approx(passed / 7)
+    text = next(result for result in read_results(tmp_path / "results.json") if result.benchmark == "text")
+    assert (text.majority, text.pass_at_n) == (pytest.approx(majority / 7), pytest.approx(passed / 7))
 
 
 def test_counts_start_anew(data: BenchmarkDataModule, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_other_verbs_write_completions(command: str, tiny_folder: Path, tmp_path
             "accelerator": "cpu", "logger": False, "default_root_dir": str(tmp_path / "out"),
             "callbacks": [
                 {"class_path": "RolloutCallback", "init_args": {"engine": engine, "sampling": {"n": 2}}},
-                {"class_path": "CompletionLogger"}, {"class_path": "ResultsTable"},
+                {"class_path": "EvaluationRecorder"}, {"class_path": "ResultsTable"},
             ],
         },
         "model": {"class_path": "RolloutModule"},
@@ -231,7 +231,7 @@ def test_other_verbs_write_completions(command: str, tiny_folder: Path, tmp_path
     with pytest.raises(SystemExit) as caught:
         main([command, "--config", str(path)])
     assert caught.value.code == 0
-    lines = (tmp_path / "out" / f"completions-{command}-0.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out" / "completions.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [(r["benchmark"], r["sample"]) for r in records] == [
         (n, s) for n in ("type", "v1.0") for _ in range(3) for s in (0, 1)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
 import pytest
@@ -12,33 +10,28 @@ import yaml
 
 from medvlt import demo
 from medvlt.errors import MedvltError
-from medvlt.evaluation.results import BenchmarkResult
 from medvlt.paths import config_dir
 
 
 def played(monkeypatch: pytest.MonkeyPatch, folder: Path, *, vllm: bool, control: bool) -> list[list[str]]:
-    """Plays the demo: an evaluation leaves what it would; the runs themselves are in tests/configs."""
+    """Plays the demo without running its commands; the runs themselves are in tests/configs."""
     monkeypatch.chdir(folder)
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/stale").write_text("")
     commands: list[list[str]] = []
-    right = {"untrained": 40, "sft_evaluated": 80, "grpo_evaluated": 95, "control_evaluated": 85}
 
     def record(arguments: list[str]) -> float:
         commands.append(list(arguments))
-        if arguments[0] == "validate":
-            output = Path(arguments[arguments.index("--trainer.default_root_dir") + 1])
-            output.mkdir(parents=True)
-            row = BenchmarkResult("phantom_text", 100, right[output.name], 100, 1.0, 0.0, 9.0)
-            (output / "results.json").write_text(json.dumps({"benchmarks": [row.to_json()]}))
-            lines = [{"benchmark": "b", "uid": str(n), "correct": n < right[output.name]} for n in range(100)]
-            (output / "completions-val-0.jsonl").write_text("\n".join(map(json.dumps, lines)))
         return 125.0 if "demo/grpo" in " ".join(arguments) else 10.0
 
     monkeypatch.setattr(demo, "_run", record)
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object() if vllm else None)
     demo.demo(control=control)
     return commands
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
 
 
 def test_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,26 +45,35 @@ def test_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         "predict",
         "fit",
         "validate",
+        "validate",
+        "report",
     ]
     assert [commands[5][-1], commands[6][-1]] == ["demo/probe.yaml", "demo/grpo.yaml"]
     assert not Path("runs/demo/stale").exists()
-    out = capsys.readouterr().out
-    assert re.search(r"untrained .* 40\.0%.*30\.9% to 49\.8%", out)
-    assert re.search(r"SFT .* 80\.0%", out)
-    assert re.search(r"SFT, then .* 95\.0%", out)
-    assert re.search(r"'SFT, then GRPO' against 'SFT': \+15\.0 points .*the same 100 questions", out)
-    assert "more SFT" not in out
+    assert f"Look at {tmp_path / 'runs/demo/report/report.html'}" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_the_control_has_the_seconds_of_probing_and_grpo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_is_of_what_was_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = played(monkeypatch, tmp_path, vllm=True, control=True)
-    assert commands[8][commands[8].index("--trainer.max_time") + 1] == "00:00:02:15"
-    assert commands[9][0] == "validate"
-    out = capsys.readouterr().out
-    assert "'SFT, then more SFT' against 'SFT': +5.0 points" in out
-    assert "'SFT, then GRPO' against 'SFT, then more SFT': +10.0 points" in out
+    evaluated = {option(c, "--trainer.default_root_dir") for c in commands if c[0] == "validate"}
+    labels = [option(c, "--trainer.callbacks.init_args.label") for c in commands if c[0] == "validate"]
+    assert len(set(labels)) == len(labels) == len(evaluated)
+    trained = {
+        yaml.safe_load((config_dir() / option(c, "--config")).read_text())["trainer"]["default_root_dir"]
+        for c in commands
+        if c[0] == "fit"
+    }
+    reports = [c for c in commands if c[0] == "report"]
+    reported = {word for c in reports for word in c[1:] if word.endswith(("_evaluated", "untrained", "_blind"))}
+    assert reported == evaluated
+    assert set(yaml.safe_load(option(reports[-1], "--training"))) == trained
+    assert [option(c, "--baseline") for c in reports] == ["runs/demo/control_evaluated", "runs/demo/sft_evaluated"]
+
+
+def test_the_control_has_the_seconds_of_probing_and_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = played(monkeypatch, tmp_path, vllm=True, control=True)
+    assert option(commands[9], "--trainer.max_time") == "00:00:02:15"
+    assert commands[10][0] == "validate"
 
 
 def test_without_vllm_the_live_policy_samples(

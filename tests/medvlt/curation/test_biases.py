@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from medvlt.curation.biases import BiasCounts, Rate, letter_balance
 from medvlt.data.phantom import Phantom
-from medvlt.evaluation.statistics import wilson_interval
+from medvlt.evaluation.statistics.intervals import wilson_interval
 
 
 @settings(deadline=None)  # the first call imports torch

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from jinja2 import Environment
 
 from medvlt.data.prompts import PRESETS, PromptTemplate, chat_messages
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.rewards.grade import grade
 from medvlt.types import Sample
 
 SAMPLE = Sample(
@@ -42,8 +44,40 @@ def test_presets() -> None:
     assert clean != reference
     assert PRESETS["plain"].prompt_text(SAMPLE) == "Is the heart enlarged?\nA yes\nB no"
     assert PromptTemplate.named("clean") is PRESETS["clean"]
-    with pytest.raises(ConfigurationError, match="reference, clean, plain"):
+    with pytest.raises(ConfigurationError, match="reference, clean, step_by_step, direct, plain"):
         PromptTemplate.named("klean")
+
+
+def test_presets_of_other_families() -> None:
+    text = PRESETS["step_by_step"].prompt_text(SAMPLE)
+    # of --instruction_prompt in eval/eval_baselines.sh of UCSC-VLAA/MedVLThinker at a3163b1
+    digest = hashlib.sha256(PRESETS["step_by_step"].instruction.encode()).hexdigest()
+    assert digest == "b23b0b3b85e92506897c80d6432d094cbaa07d8aa47eb50cd34052869c47cd3e"
+    assert text.endswith('"Answer: "\n\nQuestion: Is the heart enlarged?\n\nOptions:\n\nA. yes\n\nB. no')
+    assert PRESETS["step_by_step"].target_text(SAMPLE) == "The ratio is {0.4}.\nAnswer: B"
+    assert "think" not in PRESETS["direct"].prompt_text(SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("preset", "reply"),
+    [
+        *((name, PRESETS[name].target_text(SAMPLE)) for name in PRESETS),
+        ("step_by_step", "The heart takes less than half of the width. So A is wrong.\n\nAnswer: B"),
+        ("step_by_step", "1. The ratio is 0.4.\n2. That is not enlarged.\n**Answer:** B. no"),
+        ("step_by_step", "Answer: (B) no, because the ratio is below 0.5"),
+        ("direct", "B"),
+        ("direct", " B."),
+        ("direct", "B. no"),
+        ("direct", "(B)"),
+        ("direct", "No"),
+    ],
+)
+def test_the_grader_reads_what_each_preset_asks_for(preset: str, reply: str) -> None:
+    assert preset in PRESETS
+    verdict = grade(reply, SAMPLE)
+    assert (verdict.correct, verdict.label) == (True, "B")
+    other = grade(reply, replace(SAMPLE, answer_label="A", answer="yes"))
+    assert (other.correct, other.label) == (False, "B")
 
 
 def test_target() -> None:

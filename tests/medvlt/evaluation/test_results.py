@@ -10,16 +10,17 @@ import pytest
 from rich.console import Console
 
 from medvlt.errors import DataError
-from medvlt.evaluation.results import BenchmarkResult, read_correct, read_results, results_table
-from medvlt.evaluation.statistics import wilson_interval
+from medvlt.evaluation.results import BenchmarkResult, print_results, read_results, results_table
+from medvlt.evaluation.statistics.intervals import wilson_interval
 
 RESULT = BenchmarkResult("vqa_rad", 272, 193, 272, 0.98, 0.01, 120.0)
 
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({"benchmarks": [RESULT.to_json()]}))
-    assert read_results(path) == [RESULT]
+    results = [RESULT, replace(RESULT, count=544, failed=3, majority=0.75, pass_at_n=0.875)]
+    path.write_text(json.dumps({"benchmarks": [result.to_json() for result in results]}))
+    assert read_results(path) == results
 
 
 def test_interval_counts_questions_not_completions() -> None:
@@ -52,15 +53,16 @@ def test_table_has_counts_intervals_and_the_mean() -> None:
     assert "not for clinical use" in text
 
 
-def test_correct_answers_are_read_by_benchmark_and_question(tmp_path: Path) -> None:
-    path = tmp_path / "completions.jsonl"
-    rows = [{"benchmark": b, "uid": u, "correct": c} for b, u, c in (("x", "1", True), ("y", "1", False))]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    assert read_correct(path) == {("x", "1"): True, ("y", "1"): False}
-    path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
-    with pytest.raises(DataError, match="3 of 2 questions"):
-        read_correct(path)
-    for content in ("", "{}", "nonsense"):
-        path.write_text(content)
-        with pytest.raises(DataError, match="completion"):
-            read_correct(path)
+def test_several_completions_and_failures_show(capsys: pytest.CaptureFixture[str]) -> None:
+    """Into a file, which has no width, nothing is cut, also no long name."""
+    several = replace(RESULT, count=4 * 272, failed=37, majority=0.7123, pass_at_n=0.9345)
+    runs = {
+        "MedVLThinker-32B-RL_m23k, T=0.5": [several, replace(RESULT, benchmark="another_benchmark_with_a_long_name")]
+    }
+    print_results(runs)
+    text = capsys.readouterr().out
+    for shown in (*runs, "another_benchmark_with_a_long_name", "failed", "37", "majority", "71.2%", "pass@n", "93.5%"):
+        assert shown in text
+    assert "…" not in text
+    print_results({"": [RESULT]})
+    assert "pass@n" not in capsys.readouterr().out

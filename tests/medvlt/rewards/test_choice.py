@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medvlt.rewards.choice import Options, Reading, agree, prepare, read_answer_blocks, read_statement, read_text
+from medvlt.rewards.choice import agree, read_answer_blocks, read_statement, read_text
 from medvlt.rewards.grade import grade
+from medvlt.rewards.options import Options, Reading, prepare
 from medvlt.types import Reason, Sample
 
 DRUGS = {"A": "Aspirin", "B": "Switch to chlorpromazine", "C": "A chest X-ray", "D": "E. coli"}

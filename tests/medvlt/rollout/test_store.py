@@ -290,9 +290,10 @@ def test_texts_that_utf8_cannot_hold(tmp_path: Path) -> None:
     assert stored[0].completions[0].length == 5
 
 
-@given(st.sets(st.integers(0, 9)), st.integers(1, 8))
-def test_gaps_are_the_numbers_that_are_missing(present: set[int], n: int) -> None:
-    gaps = list(_gaps(dict.fromkeys(present), n))  # type: ignore[arg-type]
+@given(st.sets(st.integers(0, 9)), st.integers(0, 3), st.integers(1, 8))
+def test_gaps_are_the_numbers_that_are_missing(present: set[int], start: int, n: int) -> None:
+    asked = range(start, start + n)
+    gaps = list(_gaps(dict.fromkeys(present), asked))  # type: ignore[arg-type]
     numbers = [first + i for first, length in gaps for i in range(length)]
-    assert numbers == [number for number in range(n) if number not in present]
+    assert numbers == [number for number in asked if number not in present]
     assert all(after[0] > before[0] + before[1] for before, after in pairwise(gaps))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The six benchmarks as the authors of MedVLThinker published them, in one set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from medvlt.curation.stored import stored
+from medvlt.data.drops import RecordError
+from medvlt.data.mixture import Subset
+from medvlt.data.samples import SampleSet, Source
+from medvlt.errors import ConfigurationError, DataError
+from medvlt.evaluation.benchmarks.checks import BenchmarkChecks
+from medvlt.evaluation.benchmarks.rows import Part, Row, StoredRows, as_stored, read_rows, stored_rows
+
+PUBLISHED = "UCSC-VLAA/MedVLThinker-Eval"
+"""The set on the Hub."""
+
+COUNTS = {
+    "pmc_vqa": 2_000,
+    "MMMU-medical": 170,
+    "MedXpertQA-MM": 2_000,
+    "pathvqa_closed": 3_362,
+    "slake_closed": 416,
+    "vqa_rad_closed": 272,
+}
+"""Questions of each benchmark: 8,220. The authors' own results lack four of MedXpertQA-MM."""
+
+
+@dataclass(frozen=True)
+class MedVLThinkerEval(BenchmarkChecks, Source):
+    """One of the six benchmarks out of the published set, split `test`.
+
+    The set on the Hub is opened once per process, whichever benchmarks are taken of it, and its rows stay on disk.
+
+    Args:
+        benchmark: pmc_vqa, MMMU-medical, MedXpertQA-MM, pathvqa_closed, slake_closed or vqa_rad_closed.
+        source: The set: a name on the Hub, a folder, a file, or a source.
+        revision: Commit, branch or tag of a name on the Hub.
+        expected: How many questions there must be; null stands for the published number.
+    """
+
+    benchmark: str
+    source: str | Path | Source = PUBLISHED
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.benchmark not in COUNTS:
+            raise ConfigurationError(
+                f"benchmark must be one of {', '.join(COUNTS)}, got {self.benchmark!r}; any other set is a `Benchmark`"
+            )
+
+    @property
+    def expected_rows(self) -> int:
+        """How many questions there must be."""
+        return COUNTS[self.benchmark] if self.expected is None else self.expected
+
+    def load(self) -> SampleSet:
+        """Reads the rows of the benchmark and counts them.
+
+        Raises:
+            DataError: If they cannot be read, or are not all there.
+        """
+        if isinstance(self.source, Source):
+            return self.checked(Subset(stored(self.source), self.benchmark).load())
+        rows = self._rows(self.source)
+        if "dataset_name" not in rows.columns:
+            raise DataError(
+                f"{rows.source}: expected the column dataset_name, which tells the benchmarks apart, got "
+                f"{', '.join(sorted(rows.columns))}; read a set of one benchmark with `Benchmark`"
+            )
+        samples = read_rows(
+            self._own(rows), as_stored, self.read_checks, dataset_name=self.benchmark, pictures=("images",)
+        )
+        return self.checked(samples)
+
+    def _rows(self, place: str | Path) -> StoredRows:
+        if Path(place).exists():
+            return stored_rows(place, (Part(None, "test"),))
+        return _hub_rows(str(place), self.revision)
+
+    def _own(self, rows: StoredRows) -> StoredRows:
+        """Returns the rows of this benchmark; of a table, one column is read to find them."""
+        source = f"{rows.source} ({self.benchmark})"
+        if isinstance(rows.rows, list):
+            names = [row["dataset_name"] if _named(row) else None for row in rows.rows]  # type: ignore[index]
+            own = [row for row, name in zip(rows.rows, names, strict=True) if name in (self.benchmark, None)]
+            return StoredRows(source, own, rows.columns, rows.folder)
+        found = rows.rows["dataset_name"]
+        chosen = [number for number, name in enumerate(found) if name == self.benchmark]
+        if not chosen:
+            known = ", ".join(sorted({str(name) for name in found}))
+            raise DataError(f"{rows.source}: no question of {self.benchmark}; its data sets: {known}")
+        return StoredRows(source, rows.rows.select(chosen), rows.columns, rows.folder)
+
+
+@lru_cache(maxsize=4)
+def _hub_rows(name: str, revision: str | None) -> StoredRows:
+    return stored_rows(name, (Part(None, "test"),), revision)
+
+
+def _named(row: Row | RecordError) -> bool:
+    return not isinstance(row, RecordError) and row.get("dataset_name") is not None

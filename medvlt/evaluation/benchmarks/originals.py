@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the readers of original sources share: where rows lie, which form they have, how options get their letters."""
+
+from __future__ import annotations
+
+import string
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from medvlt.data.drops import DropReason, RecordError
+from medvlt.data.samples import SampleSet, Source
+from medvlt.errors import ConfigurationError, DataError
+from medvlt.evaluation.benchmarks.checks import BenchmarkChecks
+from medvlt.evaluation.benchmarks.rows import Convert, Part, Row, StoredRows, as_stored, read_rows, stored_rows
+
+_RECORD = frozenset({"question", "options", "answer_label"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalBenchmark(BenchmarkChecks, Source):
+    """A benchmark read from where its authors published it, or from a folder of `medvlt data build benchmark`.
+
+    Args:
+        source: A name on the Hub, a folder in the Hub's layout, a file of its rows, a set of records, or a source.
+        revision: Commit, branch or tag of a name on the Hub.
+    """
+
+    name: ClassVar[str]
+    parts: ClassVar[tuple[Part, ...]]
+    columns: ClassVar[frozenset[str]]
+    """Columns by which the original rows are known."""
+    pictures: ClassVar[tuple[str, ...]] = ()
+    """Columns that hold pictures."""
+
+    source: str | Path | Source
+    revision: str | None = None
+
+    @abstractmethod
+    def converter(self) -> Convert:
+        """Returns how an original row becomes a record."""
+
+    def load(self) -> SampleSet:
+        """Reads and counts the questions.
+
+        Raises:
+            DataError: If they cannot be read, are in neither form, or are not all there.
+        """
+        if isinstance(self.source, Source):
+            if self.revision is not None:
+                raise ConfigurationError("revision belongs to a name on the Hub; give it to the source")
+            return self.checked(self.source.load())
+        rows = stored_rows(self.source, self.parts, self.revision)
+        if rows.columns >= self.columns:
+            return self.checked(self._converted(rows))
+        if rows.columns >= _RECORD:
+            checks = self.read_checks
+            return self.checked(read_rows(rows, as_stored, checks, dataset_name=self.name, pictures=("images",)))
+        raise DataError(
+            f"{rows.source}: expected the rows of {self.name} with the columns {', '.join(sorted(self.columns))}, or "
+            f"records with {', '.join(sorted(_RECORD))}; its columns: {', '.join(sorted(rows.columns)) or 'none'}. "
+            "Check the source and its revision"
+        )
+
+    def _converted(self, rows: StoredRows) -> SampleSet:
+        return read_rows(rows, self.converter(), self.read_checks, dataset_name=self.name, pictures=self.pictures)
+
+
+def lettered(texts: Sequence[str]) -> dict[str, str]:
+    """Returns texts under the letters A, B, ... in their order, ready to be asked.
+
+    Exams hold slips: the same text twice, or none. Such a question stays in the denominator as the exam asked it, so
+    the repeat is marked as one, and a missing text is written `(blank)`.
+
+    Raises:
+        RecordError: If there are more than 26.
+    """
+    if len(texts) > len(string.ascii_uppercase):
+        raise RecordError(DropReason.BAD_OPTIONS, f"expected at most 26 options, got {len(texts)}")
+    options: dict[str, str] = {}
+    for label, text in zip(string.ascii_uppercase, texts, strict=False):
+        plain = text.strip() or "(blank)"
+        twin = next((other for other, known in options.items() if known == plain), None)
+        options[label] = plain if twin is None else f"{plain} (the same as {twin})"
+    return options
+
+
+def wanted_text(row: Row, name: str) -> str:
+    """Returns a text that a row must have, outer blanks cut.
+
+    Raises:
+        RecordError: If it has none.
+    """
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise RecordError(DropReason.BAD_FIELD, f"`{name}` must hold text, got {value!r:.80}")
+    return value.strip()
+
+
+def encoded_pictures(row: Row, names: Sequence[str]) -> list[object]:
+    """Returns the pictures of a row in the order of their columns, as they are stored."""
+    return [row[name] for name in names if row.get(name) is not None]

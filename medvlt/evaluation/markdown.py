@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report as Markdown, in the dialect of GitHub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from medvlt.curation.card import cell
+from medvlt.evaluation.alignment import WARNING, control_name, grader_text, prompt_text, sampling_text
+from medvlt.evaluation.analysis import comparable_benchmarks, comparable_means
+from medvlt.evaluation.published import PUBLISHED
+from medvlt.evaluation.runs import NOTE, EvaluationRun
+from medvlt.evaluation.scores import MEAN, BenchmarkScore, Comparison, Interval, ReportData, RunScores
+
+SHOWN_FAILURES = 20
+"""Failures that are written out; the rest is counted."""
+
+_LONG = 4_000  # letters of a note; longer ones are cut
+
+HOW_TO_READ = (
+    "Accuracy is the share of right completions in percent; what never came or was cut counts as wrong. A question is "
+    "one observation, however many completions it has.",
+    "Intervals hold 95%. Of one benchmark they are Wilson's, which takes several completions of a question as one "
+    "observation and so is wide rather than narrow. Where questions share pictures, pictures are drawn with "
+    "replacement (percentile bootstrap), because answers about one picture are alike. The mean is unweighted over "
+    "benchmarks, its interval a bootstrap inside each.",
+    "Overlapping intervals of two runs say little: both answered the same questions. The comparison with the baseline "
+    "uses that: differences are per question, intervals draw questions (or pictures) for both runs together.",
+    "p is two-sided: McNemar's exact test with one completion each and a picture for each question, else a "
+    "randomisation test that flips the signs of differences, of all questions about a picture together. That of the "
+    "mean flips all questions, weighted so that each benchmark counts the same. Holm's correction is over all rows of "
+    "the comparison.",
+    "MDE, minimum detectable effect: the smallest difference, in points, that a test at 0.05 finds with probability "
+    "0.8; of a run, against an equally accurate other one, unpaired; of a comparison, given how often the two "
+    "disagree. A smaller difference that is not significant is no evidence that there is none.",
+    "SD of repeats is how much the accuracy moves when the same questions are asked again; it says nothing of other "
+    "questions and is no substitute for the interval.",
+    "Chance is what guessing among the options gets right on average.",
+    "Published rows are the paper's (arXiv 2508.02669): percent without intervals, by its own code and grader. They "
+    "are shown only beside the same number of questions of the same benchmark, and nothing is tested against them.",
+)
+
+
+def markdown(data: ReportData, runs: Sequence[EvaluationRun], *, title: str) -> str:
+    """Returns a report as Markdown; texts of runs are shown as they are, whatever they contain.
+
+    Args:
+        data: The numbers.
+        runs: The runs behind `data.runs`, in that order.
+        title: Its heading.
+    """
+    lines = [f"# {cell(title)}", "", NOTE, ""]
+    if data.notes:
+        lines += ["## Notes", "", *map(_note, data.notes), ""]
+    lines += ["## Accuracy", "", "Percent with a 95% interval.", "", *_accuracy(data, runs), ""]
+    lines += ["## Details", "", *_details(data), ""]
+    if data.comparisons:
+        lines += [f"## Compared with {cell(data.baseline)}", "", *_comparisons(data.comparisons), ""]
+    if data.controls:
+        lines += ["## Controls", "", *_controls(data), ""]
+    if data.failures:
+        lines += ["## Completions that never came", "", *_failures(data), ""]
+    lines += ["## Runs", "", *_runs(data, runs), ""]
+    lines += ["## How to read this", "", *(f"- {line}" for line in HOW_TO_READ), "", NOTE, ""]
+    return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Returns the lines of a table of finished cells; the first `left` columns stand at the left, others at the right.
+
+    Args:
+        head: Headings.
+        rows: Cells, already safe for Markdown.
+        left: Columns with words.
+    """
+    sides = ["---" if number < left else "---:" for number in range(len(head))]
+    return ["| " + " | ".join(row) + " |" for row in (head, sides, *rows)]
+
+
+def percent(share: float) -> str:
+    """Returns a share in [0, 1] as percent with one decimal, without the sign."""
+    return f"{100 * share:.1f}"
+
+
+def points(difference: float) -> str:
+    """Returns a difference of shares in percentage points with its sign; none is +0.0."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def p_text(p_value: float | None) -> str:
+    """Returns a p-value with four decimals, or a bound."""
+    if p_value is None:
+        return ""
+    return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
+
+
+def with_bounds(interval: Interval) -> str:
+    """Returns a share with its interval in percent."""
+    return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def test_summary(comparisons: Sequence[Comparison]) -> str:
+    """Returns in words how many comparisons are significant after correction."""
+    found = sum(comparison.p_adjusted < 0.05 for comparison in comparisons)
+    return f"{found} of {len(comparisons)} differences are significant at 0.05 after Holm's correction."
+
+
+def _note(note: str) -> str:
+    text = cell(note, _LONG)
+    return f"- **{text}**" if note.startswith(WARNING) else f"- {text}"
+
+
+def _accuracy(data: ReportData, runs: Sequence[EvaluationRun]) -> list[str]:
+    comparable = comparable_benchmarks(data)
+    several = len(data.benchmarks) > 1
+    head = ["run", *(f"{cell(name)} ({_questions(data, name):,})" for name in data.benchmarks)]
+    rows = [
+        [
+            f"**{cell(run.label)}**{' (baseline)' if run.label == data.baseline else ''}"
+            f"{_protocol(stored) if comparable else ''}",
+            *("" if (score := run.of(name)) is None else with_bounds(score.interval) for name in data.benchmarks),
+            *([with_bounds(run.macro)] if several else []),
+        ]
+        for run, stored in zip(data.runs, runs, strict=True)
+    ]
+    chances = [_first(data, name).chance for name in data.benchmarks]
+    rows.append(["chance", *map(percent, chances), *([percent(sum(chances) / len(chances))] if several else [])])
+    if comparable:
+        averages = comparable_means(data)
+        rows += [
+            [
+                f"*{cell(row.model)}* (published)",
+                *(f"{row.scores[name]:.2f}" if name in comparable else "" for name in data.benchmarks),
+                *([f"{row.average:.2f}" if averages else ""] if several else []),
+            ]
+            for row in PUBLISHED
+        ]
+    lines = table([*head, *(["mean of benchmarks"] if several else [])], rows)
+    if pictured := [name for name in data.benchmarks if _first(data, name).by_picture]:
+        lines += ["", f"Intervals that draw pictures: {', '.join(map(cell, pictured))}."]
+    if comparable:
+        lines += ["", "Of the published rows:", ""]
+        for note in dict.fromkeys(row.note for row in PUBLISHED if row.note):
+            models = ", ".join(cell(row.model) for row in PUBLISHED if row.note == note)
+            lines.append(f"- {cell(note)}. So it is with {models}.")
+    return lines
+
+
+def _protocol(run: EvaluationRun) -> str:
+    """What must be known of a run that stands beside published numbers."""
+    return f": {cell(sampling_text(run))}; grader {cell(grader_text(run))}; prompt {cell(prompt_text(run))}"
+
+
+def _details(data: ReportData) -> list[str]:
+    head = (
+        "run", "benchmark", "questions", "n", "right", "of", "accuracy", "Wilson interval", "interval by picture",
+        "chance", "MDE", "format", "cut", "failed", "tokens", "majority", "pass@n", "SD of repeats", "flips",
+    )  # fmt: skip
+    rows = [_detail(run, score) for run in data.runs for score in run.benchmarks]
+    return table(head, rows, left=2)
+
+
+def _detail(run: RunScores, score: BenchmarkScore) -> list[str]:
+    by_picture = f"{percent(score.clustered.low)} to {percent(score.clustered.high)}" if score.clustered else ""
+    several = score.n > 1
+    return [
+        cell(run.label),
+        cell(score.benchmark),
+        f"{score.questions:,}",
+        str(score.n),
+        f"{score.correct:,}",
+        f"{score.questions * score.n:,}",
+        percent(score.accuracy.value),
+        f"{percent(score.accuracy.low)} to {percent(score.accuracy.high)}",
+        by_picture,
+        percent(score.chance),
+        percent(score.minimum_detectable),
+        percent(score.format_rate),
+        percent(score.truncation_rate),
+        f"{score.failed:,}",
+        "" if score.mean_tokens is None else f"{score.mean_tokens:.1f}",
+        with_bounds(score.majority) if score.majority else "",
+        percent(score.pass_at_k[score.n]) if several else "",
+        f"{100 * score.repeat_std:.2f}" if score.repeat_std is not None else "",
+        percent(score.flip_rate) if score.flip_rate is not None else "",
+    ]
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> list[str]:
+    head = (
+        "run", "benchmark", "test", "questions", "difference, points", "95% interval", "run better",
+        "baseline better", "p", "p (Holm)", "McNemar p", "MDE",
+    )  # fmt: skip
+    rows = [
+        [
+            cell(one.run),
+            "mean of benchmarks" if one.benchmark == MEAN else cell(one.benchmark),
+            one.test,
+            f"{one.questions:,}",
+            points(one.difference.value),
+            f"{points(one.difference.low)} to {points(one.difference.high)}",
+            f"{one.only_run:,}",
+            f"{one.only_baseline:,}",
+            p_text(one.p_value),
+            f"**{p_text(one.p_adjusted)}**" if one.p_adjusted < 0.05 else p_text(one.p_adjusted),
+            p_text(one.mcnemar),
+            "" if one.minimum_detectable is None else percent(one.minimum_detectable),
+        ]
+        for one in comparisons
+    ]
+    return [*table(head, rows, left=3), "", test_summary(comparisons)]
+
+
+def _controls(data: ReportData) -> list[str]:
+    head = (
+        "run",
+        "under the control",
+        "benchmark",
+        "questions",
+        "accuracy lost, points",
+        "95% interval",
+        "same choice",
+    )
+    rows = [
+        [
+            cell(one.run),
+            cell(one.control_run),
+            cell(one.benchmark),
+            f"{one.questions:,}",
+            points(one.difference.value),
+            f"{points(one.difference.low)} to {points(one.difference.high)}",
+            percent(one.consistency),
+        ]
+        for one in data.controls
+    ]
+    words = (
+        "Accuracy of the run minus its accuracy under the control. Same choice: percent of questions on which both "
+        "chose an option of the same text."
+    )
+    return [*table(head, rows, left=3), "", words]
+
+
+def _failures(data: ReportData) -> list[str]:
+    rows = [
+        [cell(run), cell(benchmark), cell(uid), cell(message), str(number)]
+        for run, benchmark, uid, number, message in data.failures[:SHOWN_FAILURES]
+    ]
+    lines = table(("run", "benchmark", "question", "why", "completion"), rows, left=4)
+    more = len(data.failures) - SHOWN_FAILURES
+    return [*lines, "", f"{more:,} more."] if more > 0 else lines
+
+
+def _runs(data: ReportData, runs: Sequence[EvaluationRun]) -> list[str]:
+    head = (
+        "run", "model", "checkpoint", "prompt", "sampling", "seed", "grader", "control", "graded again from",
+        "started", "finished", "versions",
+    )  # fmt: skip
+    rows = []
+    for scores, run in zip(data.runs, runs, strict=True):
+        about = run.about
+        said = (
+            scores.label, about.get("model"), about.get("checkpoint"), prompt_text(run), sampling_text(run),
+            about.get("seed"), grader_text(run), control_name(run), _regraded(run), about.get("started"),
+            about.get("finished"),
+            ", ".join(f"{name} {version}" for name, version in sorted((about.get("versions") or {}).items())),
+        )  # fmt: skip
+        rows.append(["" if value is None else cell(value, _LONG) for value in said])
+    return table(head, rows, left=len(head))
+
+
+def _regraded(run: EvaluationRun) -> str | None:
+    source = run.about.get("regraded_from")
+    if not source:
+        return None
+    grader = source.get("grader") or {}
+    return f"{source.get('label', '')} ({grader.get('policy')}, version {grader.get('version')})"
+
+
+def _first(data: ReportData, benchmark: str) -> BenchmarkScore:
+    return next(score for run in data.runs if (score := run.of(benchmark)) is not None)
+
+
+def _questions(data: ReportData, benchmark: str) -> int:
+    return _first(data, benchmark).questions  # all runs of a benchmark have the same questions

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written down of a graded completion, and how pictures are named in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medvlt.types import Completion, ImageSource, RolloutGroup, Verdict
+
+
+def completion_record(
+    group: RolloutGroup,
+    number: int,
+    completion: Completion,
+    verdict: Verdict,
+    picture_ids: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Returns what is written of a completion, of an evaluation or of training.
+
+    Args:
+        group: The group it belongs to.
+        number: Its number in the group, from 0.
+        completion: The completion.
+        verdict: What the grader says of it.
+        picture_ids: `picture_id` of each picture, if they are known already; the same for a whole group.
+    """
+    sample = group.sample
+    ids = [picture_id(picture) for picture in sample.images] if picture_ids is None else list(picture_ids)
+    return {
+        "uid": sample.uid,
+        "sample": number,
+        "dataset_name": sample.dataset_name,
+        "dataset_index": sample.dataset_index,
+        "question": sample.question,
+        "options": dict(sample.options),
+        "pictures": [picture_name(picture, known) for picture, known in zip(sample.images, ids, strict=True)],
+        "picture_ids": ids,
+        "answer_label": sample.answer_label,
+        "prompt_tokens": len(group.prompt_token_ids),
+        "completion": completion.text,
+        "tokens": completion.length,
+        "finish_reason": completion.finish_reason,
+        "error": completion.error,
+        "version": completion.version,
+        "label": verdict.label,
+        "correct": verdict.correct,
+        "format_ok": verdict.format_ok,
+        "reason": verdict.reason,
+        "grader_version": verdict.grader_version,
+    }
+
+
+def picture_id(picture: ImageSource) -> str:
+    """Returns 16 hex digits of the SHA-256 of a picture's contents, wherever it lies.
+
+    Of a file or of bytes they are those of the encoded picture, of a decoded picture those of mode, size and pixels. A
+    file that cannot be read is told from others by its name; the engine says what is wrong with it.
+    """
+    if isinstance(picture, Path):
+        try:
+            content = picture.read_bytes()
+        except OSError:
+            content = f"unreadable\x1f{picture.name}".encode("utf-8", "surrogateescape")
+    elif isinstance(picture, bytes):
+        content = picture
+    else:
+        content = f"{picture.mode}\x1f{picture.size}\x1f".encode() + picture.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def picture_name(picture: ImageSource, known_id: str | None = None) -> str:
+    """Returns the path of a picture, or where it has none "sha256:" and its id.
+
+    Args:
+        picture: The picture.
+        known_id: Its `picture_id`, if it was taken already.
+    """
+    return str(picture) if isinstance(picture, Path) else f"sha256:{known_id or picture_id(picture)}"
