@@ -55,7 +55,7 @@ from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
 SHOWN = 30
 """Lines of a profile."""
 
-PROFILED = r"main/(callbacks|datamodules|lightning_modules|medvlt/(data|evaluation|rewards|metrics|rollout/store))"
+PROFILED = r"/(callbacks|datamodules|lightning_modules|medvlt/(data|evaluation|rewards|metrics|rollout/store.*))"
 """Files whose functions a profile shows."""
 
 

@@ -32,7 +32,7 @@ class BenchmarkResult:
         count: Completions graded; several per question if more than one was sampled.
         format_rate: Share in the asked format, in [0, 1].
         truncation_rate: Share cut at the token limit, in [0, 1].
-        mean_tokens: Mean length of a completion.
+        mean_tokens: Mean length of a completion that came.
         failed: Completions that never came; they are wrong and counted.
         majority: Share of questions whose most frequent answer is right; None with one completion of each.
         pass_at_n: Share of questions with a right completion, pass@n; None with one completion of each.

@@ -18,9 +18,10 @@ from medvlt.types import RolloutGroup, Verdict
 
 
 class BenchmarkMetrics(nn.Module):
-    """Accuracy with its counts, format rate, truncation rate, mean length and failures; each reduces over ranks.
+    """Accuracy with its counts, format rate, truncation rate, mean length, and failures; each reduces over ranks.
 
-    With several completions of a question also the accuracy of the majority vote, and pass@n of all n completions.
+    With several completions of a question also the accuracy of the majority vote, and pass@n of all n completions. A
+    completion that never came is wrong and counts everywhere, except in the mean length.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class BenchmarkMetrics(nn.Module):
             "questions": (torch.tensor(len(groups)),),
             "format_rate": (self._column([verdict.format_ok for verdict in flat], torch.bool),),
             "truncation_rate": (self._column([c.finish_reason == "length" for c in completions], torch.bool),),
-            "mean_tokens": (self._column([c.length for c in completions], torch.long),),
+            "mean_tokens": (self._column([c.length for c in completions if c.finish_reason != "error"], torch.long),),
             "failed": (torch.tensor(sum(c.finish_reason == "error" for c in completions)),),
             "majority": (self._column(voted.tolist(), torch.bool),),
             "pass_at_n": (self._column(right, torch.long), self._column([len(row) for row in verdicts], torch.long)),

@@ -143,7 +143,7 @@ def _declared(text: str, options: Options, *, topic: bool = False) -> Reading | 
         _announced(text[declaration.end : declaration.end + options.window], declaration, options)
         for declaration in declarations
     ]
-    settled = bool(declarations) and readings[-1] is not None and readings[-1].label is not None
+    settled = bool(declarations) and readings[-1] is not None
     settled = settled and declarations[-1].named and "\n" not in text[declarations[-1].end :]
     current: Reading | None = None
     revised = False
@@ -183,7 +183,7 @@ def _named(text: str, options: Options) -> Reading | None:
     tokens, whole = ([token.text for token in parsing.tokenise(part)] for part in (glued, line))
     for name, _, wanted in options.texts:
         own = [token.text for token in wanted]
-        if own[: len(whole)] == whole:
+        if not tokens or own[: len(whole)] == whole:
             return None  # "B12 deficiency" is an option itself
         if name == label and not (own == tokens or (glued[0] in "([{" and own[: len(tokens)] == tokens)):
             return None

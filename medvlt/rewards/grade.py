@@ -14,8 +14,20 @@ from medvlt.types import Reason, Sample, Verdict
 GradePolicy: TypeAlias = Literal["robust", "reference_reward", "reference_eval", "reference_regrade"]
 """Which rules decide; see `grade`."""
 
-GRADER_VERSION = "1"
-"""Raised by one whenever a rule changes, so that stored verdicts can be told apart."""
+GRADER_VERSION = "2"
+"""Raised by one whenever a rule changes, so that stored verdicts can be told apart.
+
+Version 2 reads more of what version 1 left unread. It drops a label of version 1 only if a later phrase that version 1
+could not read names another one ("The answer is B. ... Answer: E2"). New are:
+    a. behind "Answer:", a label glued to its own text, "E2" where E is "2", "B(1) 0.5" where B begins with "(1) 0.5";
+    b. a last line "Answer: E" after a step such as "Therefore, <text of A> and <text of D>", which made it ambiguous;
+    c. a first or last sentence with a label that cannot be another word's and its own text, or a cue: "The cause is (C)
+       Malaria, ...", "The correct view is (D).", "..., corresponding to option D.", "... (option A)."; a first one
+       only if nothing after it turns ("however", "therefore") and no other label follows;
+    d. a reply of one sentence, with its full stop, that is "<subject> is <text>.", without another option, negation,
+       hedge or comparison: "The tissue is cardiac muscle.";
+    e. behind "Answer:", the labels A and I with a remark in brackets that ends the line, as other labels before.
+"""
 
 _REFERENCE = {
     "reference_reward": reference.grade_reward,
@@ -28,7 +40,8 @@ def grade(text: str, sample: Sample, *, policy: GradePolicy = "robust", truncate
     r"""Grades one completion against its multiple-choice question.
 
     The robust policy reads the last answer outside the thinking part: answer tags if there are any, else `\boxed{}`,
-    else the last phrase such as "the answer is (B)", else a first or last line that is an option. It accepts labels in
+    else the last phrase such as "the answer is (B)", else a first or last line that is an option, else a free sentence
+    that names one beyond doubt (`medvlt.rewards.sentences`). It accepts labels in
     the usual dress, option texts apart from case, punctuation and articles, and yes/no synonyms. It never credits part
     of a word, an answer inside the thinking part, a truncated completion, or two different answers.
 

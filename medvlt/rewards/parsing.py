@@ -91,7 +91,7 @@ _ARTICLE_END = re.compile(
 _TEXT_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.;:!?)\]}\"']++(?=\s|$)|\s++[-(\[]|" + _TEXT_CUE, re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[\s.,;:!?)\]}\"']*+$|\s*\n|[.,;!)]++\s|" + _TEXT_CUE, re.IGNORECASE)
 _REMARKED = re.compile(
-    r"[AI]\s++\((?![^()\n]*\b(?:or|any|all|other|example|guess\w*)\b)[^()\n]*+\)[\s.!]*+", re.IGNORECASE
+    r"(?-i:[AI])\s++\((?![^()\n]*\b(?:or|any|all|other|example|guess\w*)\b)[^()\n]*+\)[\s.!]*+", re.IGNORECASE
 )
 _LETTER = re.compile(r"(?<![\w'])(?:[b-z]|a(?!\s(?!(?:or|and|is)\b)[a-z]))(?!\w)", re.IGNORECASE)
 _GLUED = re.compile(r"[A-Z](?=[^\w\s]|\d)(?![.,:;!?)\]}\"'/|&+=→])")

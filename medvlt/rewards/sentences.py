@@ -26,16 +26,18 @@ _CUED = re.compile(
 )
 _JUDGED = re.compile(
     r"\b(?:correct|best|most (?:appropriate|accurate|likely|suitable|probable))\b[^.;:!?\n]{0,200}?\b(?:is|are)"
-    r" [(\[](?P<letter>(?-i:[A-Z]))[)\]][\s.!]*+$",
+    r" [(\[]((?-i:[A-Z]))[)\]][\s.!]*+$",
     re.IGNORECASE,
 )
 _MENTIONED = re.compile(r"[(\[]([A-Z])[)\]]|\b(?i:options?|choices?|answers?) ([A-Z])(?![\w'-])")
-_COPULA = re.compile(r"\b(?:is|are|was|were) (?:(?:a|an|the) )?\"?", re.IGNORECASE)
+_COPULA = re.compile(r"\b(?:is|are) (?:(?:a|an|the) )?\"?", re.IGNORECASE)
 _HEDGED = re.compile(
-    r"\b(?:either|both|perhaps|possibl[ey]|probably|presumably|seem\w*|appear\w*|suspect\w*|suggest\w*|differential"
-    r"|initial\w*|usually|sometimes|assum\w*|guess\w*|unclear|unknown|least|worst|avoid\w*|contraindicat\w*|false"
-    r"|harm\w*|rare\w*|mimic\w*|but|although|though|while|whereas|such as|like)\b",
-    re.IGNORECASE,
+    r"""\b(?:either|both|perhaps|possibl[ey]|probably|presumably|seem\w*|appear\w*|suspect\w*|suggest\w*|differential
+    |initial\w*|usually|sometimes|assum\w*|guess\w*|unclear|unknown|least|worst|avoid\w*|contraindicat\w*|false
+    |harm\w*|rare\w*|mimic\w*|hardly|scarcely|barely|nothing|fail\w*|refut\w*|reject\w*|den(?:y|ied|ies)|ignor\w*
+    |mistak\w*|previous\w*|former\w*|earlier|original\w*|once|normally|but|although|though|while
+    |whereas|such[ ]as|like)\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -106,8 +108,8 @@ def _cued(sentence: str, options: Options) -> Reading | None:
     match = _CUED.search(sentence) or _JUDGED.search(sentence)
     if match is None:
         return None
-    label = options.labels.get(next(filter(None, match.groups())))
-    return _alone(sentence[: match.start()], label, options, Reason.LABEL)
+    label = options.labels.get(match[match.lastindex or 0])
+    return _alone(sentence[: match.start(match.lastindex or 0) - 1], label, options, Reason.LABEL)
 
 
 def _stated(sentence: str, options: Options) -> Reading | None:
@@ -119,7 +121,7 @@ def _stated(sentence: str, options: Options) -> Reading | None:
     wanted = next((tokens for name, _, tokens in options.texts if name == label), ())
     before, behind = sentence[: marks[0].start()], sentence[marks[0].end() :]
     following, preceding = parsing.tokenise(behind), parsing.tokenise(before)[-len(wanted) :]
-    if not wanted or not before.strip():
+    if not wanted:
         return None
     if (count := match_tokens(wanted, following)) and parsing.ends_sentence(behind, following[count - 1].end):
         return _alone(f"{before} ; {behind[following[count - 1].end :]}", label, options, Reason.LABEL_AND_TEXT)

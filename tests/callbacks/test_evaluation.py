@@ -226,8 +226,9 @@ def test_lost_and_double_questions(
 def test_a_run_stays_until_the_next_one_is_whole(encoder: PromptEncoder, tmp_path: Path) -> None:
     evaluate(encoder, tmp_path, Endpoint())
     before = content(tmp_path)
-    (tmp_path / ".parts" / "7").mkdir(parents=True)
-    (tmp_path / ".parts" / "7" / "completions.jsonl").write_text("left by a run that was killed")
+    for rank in "07":  # left by a run that was killed
+        (tmp_path / ".parts" / rank).mkdir(parents=True)
+        (tmp_path / ".parts" / rank / "completions.jsonl").write_text("half a li")
     with pytest.raises(EngineError, match="died"):
         evaluate(encoder, tmp_path, Endpoint(dies_at=2), sets={"texts": SETS["texts"]})
     assert content(tmp_path) == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 YES_NO = ("Yes", "No")
 
@@ -64,12 +65,13 @@ _RIVALS = tuple(
         "hyperdense hypodense isodense hyper hypo",
         "hyperintense hypointense isointense",
         "bright dark",
+        "radiolucent radiopaque radioopaque",
     )
 )
 """Words that exclude each other: "is it cystic or solid?" asks which, "is it red or swollen?" asks whether."""
 
 _OPPOSING = ("hyper", "hypo", "supra", "infra", "homo", "hetero", "uni", "bi", "endo", "exo", "intra", "extra", "sub")
-_NEGATING = ("non", "non-", "un", "ab", "a", "in", "ir", "im", "radio")
+_NEGATING = ("non", "non-", "un", "ab", "a", "in", "ir", "im")
 _OR = re.compile(r",?\s+(?:or|vs\.?|versus)\s+", re.IGNORECASE)
 _LIST = re.compile(r"\s*[,;:]\s*")
 _BRACKETS = re.compile(r"\s*\([^()]*\)")
@@ -154,24 +156,20 @@ def _listed(left: str, right: str) -> tuple[str, ...] | None:
 
 def _rivals(left: str, right: str) -> tuple[str, ...] | None:
     """Alternatives inside a question for yes or no, if words that exclude each other stand at both sides of "or"."""
-    *between, last = _LIST.split(left)
-    parts = [*between, last, right] if len(between) < 3 else [last, right]
     without, _, rest = right.partition(" ")
     if without.lower() == "without" and left.lower().endswith((" with", f" with {rest.lower()}")):
         return f"with {rest}", right
-    ends = parts[-1].split()
-    for position, word in enumerate(ends[:4]):
-        first = _rival_before(parts[-2], word)
-        if first is None:
+    *earlier, last = _LIST.split(left)
+    words = right.split()
+    for position, word in enumerate(words[:4]):
+        nearest = _rival_before(last, word)
+        if nearest is None:
             continue
-        tail = first[1:]
-        found = [" ".join(first)]
-        head = _rival_before(parts[-3], word) if len(parts) > 2 else None
-        if head is not None:
-            found.insert(0, " ".join(head))
-        same = ends[position + 1 : position + 1 + len(tail)]
-        shared = tail and [w.lower() for w in same] == [w.lower() for w in tail]
-        return _distinct([*found, " ".join([word, *same]) if shared else word])
+        listed = takewhile(bool, (_rival_before(part, word) for part in reversed(earlier)))
+        found = [" ".join(option) for option in (*reversed([option for option in listed if option]), nearest)]
+        tail = words[position + 1 : position + len(nearest)]  # "T1 weighted or T2 weighted image"
+        shared = tail and [w.lower() for w in tail] == [w.lower() for w in nearest[1:]]
+        return _distinct([*found, " ".join([word, *tail]) if shared else word])
     return None
 
 
@@ -201,18 +199,10 @@ def _exclude(one: str, other: str) -> bool:
         return False
     if any({one, other} <= group for group in _RIVALS):
         return True
-    if any(negation + one == other or negation + other == one for negation in _NEGATING if negation != "radio"):
+    if any(negation + one == other or negation + other == one for negation in _NEGATING):
         return min(len(one), len(other)) > 3
-    starts = [
-        next((prefix for prefix in (*_OPPOSING, "radio") if word.startswith(prefix)), "") for word in (one, other)
-    ]
-    if starts == ["radio", "radio"]:
-        return True  # radiolucent, radioopaque
-    return all(starts) and starts[0] != starts[1] and _ends_alike(one, other)
-
-
-def _ends_alike(one: str, other: str) -> bool:
-    return one[-4:] == other[-4:]
+    first, second = (next((prefix for prefix in _OPPOSING if word.startswith(prefix)), "") for word in (one, other))
+    return bool(first and second) and first != second and one[-4:] == other[-4:]  # hypoinflation, hyperinflation
 
 
 def _until_boundary(text: str) -> list[str]:

@@ -47,7 +47,7 @@ class Answer:
         state: "right", "wrong" or "failed".
         truncated: Whether it was cut at the token limit.
         reason: Why the grader said so.
-        tokens: Its length.
+        tokens: Its length; None if it was not stored.
         finish: Why it ended.
         error: Why it never came.
         reward: In training; None elsewhere, or if there was none.
@@ -62,7 +62,7 @@ class Answer:
     state: str
     truncated: bool
     reason: str
-    tokens: int
+    tokens: int | None
     finish: str
     error: str
     reward: float | None = None
@@ -77,6 +77,7 @@ class Group:
         run: Number of the run.
         glyph: Its marker.
         label: Its name.
+        control: Name of the control under which it was asked; empty for none.
         right: Right completions.
         n: All completions.
         options: Options as this run saw them, where they differ from those of the card; else empty.
@@ -86,6 +87,7 @@ class Group:
     run: int
     glyph: str
     label: str
+    control: str
     right: int
     n: int
     options: tuple[Option, ...]
@@ -148,7 +150,7 @@ def cards(
             place,
             name,
             uid,
-            [(number, stored[number].get((name, uid), [])) for number in ordered],
+            [(number, runs[number], stored[number].get((name, uid), [])) for number in ordered],
             labels,
             limit,
             thumbnails,
@@ -156,6 +158,11 @@ def cards(
         for place, name in enumerate(benchmarks)
         for uid in chosen[name]
     ]
+
+
+def knows_lengths(run: EvaluationRun) -> bool:
+    """Returns whether the lengths of completions were stored; other harnesses may not have kept them."""
+    return run.about.get("lengths") is not False
 
 
 def text_limit(completions: int) -> int:
@@ -172,8 +179,14 @@ def options(record: Mapping[str, Any]) -> tuple[Option, ...]:
     )
 
 
-def answer(record: Mapping[str, Any], limit: int) -> Answer:
-    """Returns a stored completion as it is shown, its texts cut to about `limit` characters."""
+def answer(record: Mapping[str, Any], limit: int, *, lengths: bool = True) -> Answer:
+    """Returns a stored completion as it is shown, its texts cut to about `limit` characters.
+
+    Args:
+        record: As it is stored.
+        limit: Of each text.
+        lengths: Whether its length is known.
+    """
     text = parts(str(record["completion"] or ""))
     letter = record["label"]
     chosen = "" if letter is None else f"{letter}. {(record['options'] or {}).get(letter, '')}".removesuffix(". ")
@@ -187,7 +200,7 @@ def answer(record: Mapping[str, Any], limit: int) -> Answer:
         state="failed" if failed else "right" if record["correct"] else "wrong",
         truncated=record["finish_reason"] == "length",
         reason=str(record["reason"]),
-        tokens=int(record["tokens"]),
+        tokens=int(record["tokens"]) if lengths else None,
         finish=str(record["finish_reason"]),
         error=shortened(str(record.get("error") or ""), FIELD_LIMIT),
         reward=record.get("reward"),
@@ -199,36 +212,46 @@ def _card(
     place: int,
     name: str,
     uid: str,
-    found: Sequence[tuple[int, Sequence[Mapping[str, Any]]]],
+    found: Sequence[tuple[int, EvaluationRun, Sequence[Mapping[str, Any]]]],
     labels: Sequence[str],
     limit: int,
     thumbnails: Thumbnails,
 ) -> Card:
-    there = [(number, lines) for number, lines in found if lines]  # the runs without a control come first
-    first = there[0][1][0]
-    groups = [_group(number, labels[number], lines, options(first), limit) for number, lines in sorted(there)]
+    there = [(number, run, lines) for number, run, lines in found if lines]  # the runs without a control come first
+    first = there[0][2][0]
+    pictures = next((lines[0]["picture_ids"] for _, _, lines in there if lines[0]["picture_ids"]), ())
+    in_order = sorted(there, key=lambda item: item[0])
+    groups = [_group(number, labels[number], run, lines, options(first), limit) for number, run, lines in in_order]
     return Card(
         benchmark=place,
         heading=name,
         uid=uid,
         question=shortened(str(first["question"]), FIELD_LIMIT),
         options=options(first),
-        pictures=tuple(thumbnails.url(str(identity)) for identity in first["picture_ids"]),
+        pictures=tuple(thumbnails.url(str(identity)) for identity in pictures),
         groups=tuple(groups),
         changed=len({group.right / group.n for group in groups}) > 1,
     )
 
 
-def _group(number: int, name: str, lines: Sequence[Mapping[str, Any]], asked: tuple[Option, ...], limit: int) -> Group:
-    own = options(lines[0])
+def _group(
+    number: int,
+    name: str,
+    run: EvaluationRun,
+    lines: Sequence[Mapping[str, Any]],
+    asked: tuple[Option, ...],
+    limit: int,
+) -> Group:
+    own, control = options(lines[0]), run.about.get("control")
     return Group(
         run=number,
         glyph=glyph(number),
         label=name,
+        control=str(control.get("name") or "unnamed") if isinstance(control, dict) else "",
         right=sum(bool(line["correct"]) for line in lines),
         n=len(lines),
         options=() if own == asked else own,
-        answers=tuple(answer(line, limit) for line in lines[:COMPLETIONS]),
+        answers=tuple(answer(line, limit, lengths=knows_lengths(run)) for line in lines[:COMPLETIONS]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from medvlt.evaluation.page.book import knows_lengths
 from medvlt.evaluation.page.figures import Shown, legend
 from medvlt.evaluation.page.svg import colour, grid, marker
 from medvlt.evaluation.page.text import label, percent
@@ -149,13 +150,17 @@ def pass_counts(data: ReportData) -> Shown | None:
     )
 
 
-def lengths(data: ReportData, runs: Sequence[EvaluationRun]) -> Shown:
-    """Returns the accuracy of short and long completions, in groups of equal size."""
+def lengths(data: ReportData, runs: Sequence[EvaluationRun]) -> Shown | None:
+    """Returns the accuracy of short and long completions, in groups of equal size; None if no run knows lengths."""
     found = {
         (number, name): length_bins(answers.tokens[~answers.failed], answers.correct[~answers.failed])
         for number, run in enumerate(runs)
+        if knows_lengths(run)
         for name, answers in run.benchmarks.items()
     }
+    if not any(found.values()):
+        return None
+    labels = {number: data.runs[number].label for number, _ in found}
 
     def draw(axes: Axes, name: str) -> None:
         for number in range(len(runs)):
@@ -180,9 +185,9 @@ def lengths(data: ReportData, runs: Sequence[EvaluationRun]) -> Shown:
         "Length against correctness",
         f"Completions that came, in up to {QUANTILES} groups between quantiles of their length. Hard questions draw "
         "long answers, so a falling line does not say that thinking harms.",
-        f"Accuracy by length of the completion, {len(runs)} runs on {len(data.benchmarks)} benchmarks.",
+        f"Accuracy by length of the completion, {len(labels)} runs on {len(data.benchmarks)} benchmarks.",
         grid("lengths", data.benchmarks, draw),
-        legend(dict(enumerate(run.label for run in data.runs))),
+        legend(labels),
         ("run", "benchmark", "tokens", "completions", "accuracy, %"),
         rows,
     )

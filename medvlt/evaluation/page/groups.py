@@ -71,9 +71,8 @@ def _iteration(run: str, path: Path) -> Iteration:
 def _card(lines: Sequence[Mapping[str, Any]], limit: int) -> Card:
     first = lines[0]
     right = sum(bool(line["correct"]) for line in lines)
-    group = Group(
-        0, glyph(0), "group", right, len(lines), (), tuple(answer(line, limit) for line in lines[:COMPLETIONS])
-    )
+    answers = tuple(answer(line, limit) for line in lines[:COMPLETIONS])
+    group = Group(0, glyph(0), "group", "", right, len(lines), (), answers)
     return Card(
         benchmark=0,
         heading=str(first.get("dataset_name") or "training"),

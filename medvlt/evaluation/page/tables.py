@@ -99,7 +99,7 @@ def details(data: ReportData) -> list[tuple[str, ...]]:
             percent(score.format_rate),
             percent(score.truncation_rate),
             f"{score.failed:,}",
-            f"{score.mean_tokens:,.1f}",
+            NONE if score.mean_tokens is None else f"{score.mean_tokens:,.1f}",
             _range(score.majority),
             percent(score.pass_at_k[max(score.pass_at_k)]) if score.n > 1 else NONE,
             NONE if score.repeat_std is None else percent(score.repeat_std, 2),
@@ -177,7 +177,7 @@ def facts(run: EvaluationRun) -> list[tuple[str, str]]:
         "control": _listed(control),
         "stage": about.get("stage"),
         "limited to": about.get("limited_to"),
-        "regraded from": about.get("regraded_from"),
+        "regraded from": _listed(_mapping(about.get("regraded_from"))) or about.get("regraded_from"),
         "started": about.get("started"),
         "finished": about.get("finished"),
         "versions": _listed(_mapping(about.get("versions"))),
@@ -190,7 +190,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    shown = {name: f"({_listed(value)})" if isinstance(value, dict) else value for name, value in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
 
 def _score(score: BenchmarkScore | None) -> Cell:

@@ -72,6 +72,9 @@ def test_a_run_is_replaced_when_the_new_one_is_whole(folder: Path, tmp_path: Pat
     assert sorted(path.name for path in folder.rglob("*")) == [
         "completions.jsonl", "new.jpg", "pictures", "run.json"
     ]  # fmt: skip
+    with pytest.raises(DataError, match="cannot write"):
+        write_run(folder, about, [], overwrite=True, pictures=thumbnails)  # moved already
+    assert not (folder / "run.json").exists()  # what it said held no longer
 
 
 def test_odd_texts_survive(tmp_path: Path) -> None:

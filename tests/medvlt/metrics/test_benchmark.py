@@ -27,7 +27,7 @@ def test_numbers_by_hand() -> None:
     count(metrics, question(("A", 10, "stop")), question((None, 30, "length")))
     values = count(metrics, question(("A", 35, "stop")), *[question((None, 0, "error"))] * 2)
     counts = {"correct": 2, "count": 5, "questions": 5, "failed": 2}
-    shares = {"accuracy": 0.4, "format_rate": 0.4, "truncation_rate": 0.2, "mean_tokens": 15}
+    shares = {"accuracy": 0.4, "format_rate": 0.4, "truncation_rate": 0.2, "mean_tokens": 25}
     assert values == pytest.approx(counts | shares)
 
 

@@ -262,7 +262,25 @@ def test_another_order_of_options_is_shown(tmp_path: Path) -> None:
     assert re.findall(r"<b>(.)</b> <span[^>]*>([^<]*)<", first[0])[0] == ("A", "pneumothorax"), (
         "the card is the plain run's"
     )
-    assert "rotated_options" in found.words
+    assert found.words.count("Asked under the control rotated_options") == 3
+
+
+def test_lengths_that_were_not_stored_are_not_shown_as_zero(tmp_path: Path) -> None:
+    sampling = {"n": 1, "temperature": None, "top_p": None}
+    about = {"lengths": False, "sampling": sampling, "regraded_from": {"label": "old", "grader": {"version": "0"}}}
+    plain = toy_run(tmp_path / "p", "plain", {"a": 3})
+    imported = toy_run(tmp_path / "i", "imported", {"a": 3}, thumbnails=True, about=about)
+    write_page(tmp_path / "one.html", *load(imported))
+    found = Page(tmp_path / "one.html")
+    assert "tokens \u00b7" not in found.words
+    assert "Length against correctness" not in found.words
+    assert "label old, grader (version 0)" in found.words
+    assert "None" not in found.words
+    write_page(tmp_path / "both.html", *load(plain, imported))
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    (_, figure) = text.split('id="figure-lengths"')
+    assert "plain" in figure.split("</figure>")[0]
+    assert "imported" not in figure.split("</figure>")[0]
 
 
 def test_no_book_and_bad_calls(two: tuple[ReportData, list[EvaluationRun]], tmp_path: Path) -> None:
