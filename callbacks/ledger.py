@@ -8,7 +8,6 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from rich.text import Text
 from callbacks.rollout_settings import (
     asked_uids,
     check_asked_once,
+    describe_rollout,
     is_limited,
-    model_name,
-    prompt_encoder,
-    rollout_identity,
     rollout_of,
 )
 from medvlt.console import wide_console
@@ -31,15 +28,11 @@ from medvlt.curation.ledger import Ledger, Probe, check_writable, update_ledger
 from medvlt.curation.probe import check_name
 from medvlt.data.batches import PromptBatch
 from medvlt.distributed import gather, together
-from medvlt.doctor import version_of
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION, grade
 from medvlt.types import RolloutGroup
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = ("medvlt", "torch", "transformers", "vllm", "openai")
-"""Whose versions a probe notes."""
 
 SHOWN_FAILURES = 3
 """Messages of failed completions that are shown, the most frequent ones."""
@@ -135,18 +128,12 @@ class PassCountLedger(Callback):
         together(lambda: self._write(rows, questions, failures) if trainer.is_global_zero else None)
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> Probe:
-        rollout = rollout_of(trainer, "PassCountLedger")
-        encoder = prompt_encoder(trainer)
-        identity, about = rollout_identity(rollout, trainer, pl_module)
+        about = describe_rollout(rollout_of(trainer, "PassCountLedger"), trainer, pl_module)
+        identity = about.pop("identity")
         return Probe(
             name=self.probe,
-            model=model_name(rollout, trainer, pl_module),
-            prompt=encoder.template if isinstance(encoder.template, str) else "custom",
-            sampling=asdict(rollout.sampling),
-            seed=rollout.seed,
             details={name: value for name, value in identity.items() if name not in ("sampling", "seed")},
-            checkpoint=about["checkpoint"],
-            versions={name: version for name in PACKAGES if (version := version_of(name)) is not None},
+            **about,
             grader_version=GRADER_VERSION,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         )

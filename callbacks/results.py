@@ -89,6 +89,7 @@ def read_result(values: Mapping[str, float], prefix: str) -> BenchmarkResult:
         failed=round(values[f"{prefix}/failed"]),
         majority=values.get(f"{prefix}/majority"),
         pass_at_n=values.get(f"{prefix}/{pass_name(completions_each(count, questions))}"),
+        effective_questions=values.get(f"{prefix}/effective_questions"),
     )
 
 

@@ -31,7 +31,7 @@ from medvlt.rollout.base import RolloutEngine
 from medvlt.rollout.iteration import Iteration, ScoredGroup
 from medvlt.rollout.parity import ParityGate, check, choose_samples
 from medvlt.rollout.repeats import engine_calls, joined
-from medvlt.rollout.store import CompletionStore
+from medvlt.rollout.store import CompletionStore, storable
 from medvlt.rollout.store_identity import prompt_digest
 from medvlt.rollout.transformers import TransformersEngine
 from medvlt.rollout.vllm import VLLMEngine
@@ -108,6 +108,7 @@ class RolloutCallback(Callback):
         self.phases = Phases()
         self._loaded: tuple[int, int] | None = None  # the policy and the step of the weights in the engine
         self._loaded_step = 0  # of the checkpoint
+        self.known_identity: dict[str, Any] | None = None  # of the engine with its present weights
         self._discarded: list[ScoredGroup] = []
         self._rounds = 0
 
@@ -245,7 +246,7 @@ class RolloutCallback(Callback):
                     calls.append(generate(samples, sampling, keys))
                 else:
                     calls.append(self.store.complete(batch.benchmark, samples, digests, sampling, keys, generate))
-            batch.groups = joined(calls)
+            batch.groups = [storable(group) for group in joined(calls)]
         except EngineError as error:
             raise self._saved(trainer, error) from error
 
@@ -289,9 +290,8 @@ class RolloutCallback(Callback):
         except EngineError as error:
             raise self._saved(trainer, error) from error
         self.phases.enter("score")
-        indices = [index for index, _ in mine]
         scored: list[ScoredGroup] = together(
-            lambda: pl_module.score(list(zip(indices, groups, strict=True)))  # type: ignore[operator]
+            lambda: pl_module.score([(i, group) for (i, _), group in zip(mine, groups, strict=True)])  # type: ignore[operator]
         )
         if ranks > 1:
             states = interleave(gather([group.to_state() for group in scored]))
@@ -373,7 +373,7 @@ class RolloutCallback(Callback):
         if policy is not None:
             version = trainer.global_step if trainer.state.fn == "fit" else self._loaded_step
             self.engine.load_weights(hub_weights(policy), version=version)
-        self._loaded = (id(policy), trainer.global_step)
+        self._loaded, self.known_identity = (id(policy), trainer.global_step), None
 
     def _check_parity(self, trainer: Trainer, pl_module: LightningModule, gate: ParityGate) -> None:
         data: Any = trained_prompts(trainer)
@@ -391,7 +391,7 @@ class RolloutCallback(Callback):
 
     def _close(self) -> None:
         self.engine.close()
-        self._loaded = None
+        self._loaded = self.known_identity = None
 
 
 class VLLMRolloutCallback(RolloutCallback):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,16 @@ from medvlt import __version__
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.samples import SampleSet
 from medvlt.distributed import gather
+from medvlt.doctor import version_of
 from medvlt.errors import ConfigurationError
 from medvlt.rollout.store_identity import encoder_identity
 from medvlt.rollout.transformers import TransformersEngine
 
 if TYPE_CHECKING:
     from callbacks.rollout import RolloutCallback
+
+PACKAGES = ("medvlt", "torch", "transformers", "vllm", "openai")
+"""Whose versions are noted of a run."""
 
 
 def check_rollout_settings(callback: RolloutCallback, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -180,10 +184,24 @@ def check_asked_once(trainer: Trainer, needed_by: str) -> None:
     Raises:
         ConfigurationError: If there are such questions.
     """
-    if twice := [uid for uid, number in asked_uids(trainer).items() if number > 1]:
+    check_distinct(asked_uids(trainer), "data.benchmarks", needed_by)
+
+
+def check_distinct(times: Mapping[str, int], where: str, needed_by: str) -> None:
+    """Refuses questions that are there more than once.
+
+    Args:
+        times: Uid to how often it is there.
+        where: Name of the setting that has them.
+        needed_by: Name of the callback that takes a question once.
+
+    Raises:
+        ConfigurationError: If there are such questions.
+    """
+    if twice := [uid for uid, number in times.items() if number > 1]:
         raise ConfigurationError(
-            f"data.benchmarks has {len(twice)} questions more than once, such as {', '.join(twice[:3])}; {needed_by} "
-            "takes a question once: name each source once, or let Mixture leave out what is there twice"
+            f"{where} has {len(twice)} questions more than once, such as {', '.join(twice[:3])}; {needed_by} takes a "
+            "question once: name each source once, or let Mixture leave out what is there twice"
         )
 
 
@@ -191,6 +209,27 @@ def model_name(callback: RolloutCallback, trainer: Trainer, pl_module: Lightning
     """Returns the name of the model that answers: the engine's own, else the module's backbone, else the encoder's."""
     backbone = getattr(getattr(pl_module, "backbone", None), "name", None)
     return str(getattr(callback.engine, "model", None) or backbone or prompt_encoder(trainer).model)
+
+
+def describe_rollout(callback: RolloutCallback, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Returns what to note of a run beside its results, `rollout_identity` as "identity".
+
+    Args:
+        callback: A callback whose engine has started.
+        trainer: The Trainer.
+        pl_module: Its module.
+    """
+    template = prompt_encoder(trainer).template
+    identity, about = rollout_identity(callback, trainer, pl_module)
+    return {
+        "model": model_name(callback, trainer, pl_module),
+        "checkpoint": about["checkpoint"],
+        "prompt": template if isinstance(template, str) else "custom",
+        "identity": identity,
+        "sampling": asdict(callback.sampling),
+        "seed": callback.seed,
+        "versions": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
+    }
 
 
 def control_settings(trainer: Trainer) -> dict[str, Any] | None:
@@ -212,8 +251,10 @@ def rollout_identity(
         pl_module: Its module.
     """
     encoder = prompt_encoder(trainer)
+    if callback.known_identity is None:  # it may read all weights
+        callback.known_identity = callback.engine.identity()
     identity = {
-        "engine": callback.engine.identity(),
+        "engine": callback.known_identity,
         "precision": trainer.precision if isinstance(callback.engine, TransformersEngine) else "",  # others have theirs
         "sampling": {name: value for name, value in asdict(callback.sampling).items() if name != "n"},
         "seed": callback.seed,

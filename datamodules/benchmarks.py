@@ -16,7 +16,7 @@ from medvlt.data.controls import Control, controlled
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.samples import SampleSet
 from medvlt.data.sources import Source
-from medvlt.errors import ConfigurationError
+from medvlt.errors import ConfigurationError, DataError
 from medvlt.types import ImageSource, Sample
 
 
@@ -50,6 +50,11 @@ class BenchmarkDataModule(LightningDataModule):
                 raise ConfigurationError(
                     f"data.benchmarks: the name {name!r} heads the metrics; it may hold letters, digits, '_', '-', '.'"
                 )
+        if control is not None and not is_dataclass(control):
+            raise ConfigurationError(
+                f"data.control: {type(control).__name__} is no dataclass, so its settings could not be noted, and "
+                "completions of other settings would be taken for its own; put @dataclass(frozen=True) above the class"
+            )
         self.encoder = encoder
         self.benchmark_sources = dict(benchmarks or {})
         self.batch_size = batch_size
@@ -67,12 +72,14 @@ class BenchmarkDataModule(LightningDataModule):
 
         Raises:
             ConfigurationError: If `validate`, `test` or `predict` has nothing to ask.
+            DataError: If a uid cannot be written down.
         """
         if stage != "fit" and not self.benchmark_sources:
             raise ConfigurationError(f"`{stage}` has no questions: name at least one source under data.benchmarks")
         for name, source in self.benchmark_sources.items():
             if name not in self._benchmarks:
                 self._benchmarks[name] = found = source.load()
+                check_uids(name, found.uids)
                 if self.control is not None:
                     self._benchmarks[name] = controlled(found, self.control)
                     self._before_control[name] = found, {uid: place for place, uid in enumerate(found.uids)}
@@ -97,8 +104,7 @@ class BenchmarkDataModule(LightningDataModule):
         """Name and settings of the control; None without one."""
         if self.control is None:
             return None
-        settings: dict[str, Any] = asdict(self.control) if is_dataclass(self.control) else {}
-        return {"name": self.control.name, **settings}
+        return {"name": self.control.name, **asdict(self.control)}
 
     def val_dataloader(self) -> list[DataLoader[PromptBatch]]:
         """One loader per benchmark."""
@@ -118,6 +124,18 @@ class BenchmarkDataModule(LightningDataModule):
         blocks = QuestionBlocks(name, self._benchmarks[name])
         sampler = EachOnceSampler(blocks.questions, ranks, rank, self.batch_size)
         return DataLoader(blocks, batch_size=None, sampler=sampler)
+
+
+def check_uids(name: str, uids: Sequence[str]) -> None:
+    """Raises DataError if the uid of a question of this benchmark is no text that UTF-8 can hold."""
+    for uid in uids:
+        try:
+            uid.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"data.benchmarks.{name}: the uid {uid!a} has half of a surrogate pair, which no file can hold; rename "
+                "the data set or the record (dataset_name, dataset_index)"
+            ) from error
 
 
 class QuestionBlocks(Dataset[PromptBatch]):

@@ -25,8 +25,9 @@ class RolloutModule(LightningModule):
     `predict_step`.
     Logs, with `val` or `test` in front and per benchmark: `accuracy`, `correct`, `count`, `questions`,
     `format_rate`, `truncation_rate`, `mean_tokens`, and `failed`, the completions that never came, which are wrong and
-    counted; with n > 1 completions of each question also `majority`, the accuracy of the most frequent answer, and
-    `pass_at_{n}`, the share of questions with a right one. `val/accuracy` is the unweighted mean over benchmarks.
+    counted; with n > 1 completions of each question also `majority`, the accuracy of the most frequent answer,
+    `pass_at_{n}`, the share of questions with a right one, and `effective_questions`, for intervals. `val/accuracy` is
+    the unweighted mean over benchmarks.
 
     Args:
         grader: Rules for right and wrong: "robust", or one that reproduces the reference.

@@ -70,8 +70,12 @@ class BlankPictures(Control):
     colour: tuple[int, int, int] = (128, 128, 128)
 
     def __post_init__(self) -> None:
-        if len(self.colour) != 3 or not all(0 <= value <= 255 for value in self.colour):
-            raise ConfigurationError(f"colour must be red, green and blue, each in [0, 255], got {self.colour}")
+        colour: object = self.colour
+        whole = isinstance(colour, tuple | list) and all(type(value) is int for value in colour)
+        if not whole or len(self.colour) != 3 or not all(0 <= value <= 255 for value in self.colour):
+            raise ConfigurationError(
+                f"colour must be red, green and blue, each a whole number in [0, 255], got {self.colour!r}"
+            )
 
     def __call__(self, sample: Sample) -> Sample:
         """Returns the question with blank pictures; of the real ones only the headers are read.
@@ -104,8 +108,8 @@ class RotatedOptions(Control):
     by: int = 1
 
     def __post_init__(self) -> None:
-        if self.by < 1:
-            raise ConfigurationError(f"by must be at least 1 letter, got {self.by}")
+        if type(self.by) is not int or self.by < 1:
+            raise ConfigurationError(f"by must be a whole number of letters, at least 1, got {self.by!r}")
 
     def __call__(self, sample: Sample) -> Sample:
         """Returns the question with its option texts moved."""

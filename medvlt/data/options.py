@@ -16,6 +16,9 @@ _BY_PLACE = re.compile(
     r"\s+(?:above|following|preceding|foregoing)\b",
     re.IGNORECASE,
 )
+_JOINED = r"(?:,(?:\s*(?:and|or|nor)\b)?|[&+/]|\b(?:and|or|nor|through|to|as\s+well\s+as)\b)"
+_WITHOUT = r"(?:,?\s*(?:\b(?:and|but)\s+)?\b(?:not|except)\b)"
+_LETTER_MEANT = r"\b(?i:only|options?|choices?|answers?|the\s+same\s+as)\s+"
 _RENDERED_COLUMN = "text"  # of the published tokenized sets: the whole chat as text, options in their old order
 
 
@@ -66,12 +69,15 @@ def fixed_order(sample: Sample) -> bool:
 
     In the reasoning, any label that stands alone as a capital letter counts, also the article at the start of a
     sentence: a text cannot tell "A is wrong" from "A man" for certain, and a wrong letter would teach a contradiction.
-    In options it is "all of the above", "both A and C" and the like.
+    In options it is "all of the above", "both A and C", "(a) & (c)", "neither A nor B", "A through C", "A but not B",
+    "only A", "x (the same as A)" and the like.
     """
     if not sample.options:
         return False
     label = f"(?:{'|'.join(map(re.escape, sample.options))})"
     if re.search(rf"(?<![A-Za-z0-9]){label}(?![A-Za-z0-9])", sample.reasoning or ""):
         return True
-    several = re.compile(rf"\b{label}\s*(?:,|&|\+|\band\b|\bor\b)\s*{label}\b", re.IGNORECASE)
-    return any(_BY_PLACE.search(text) or several.search(text) for text in sample.options.values())
+    one = rf"\(?\b{label}\b\)?"
+    several = re.compile(rf"{one}\s*(?:{_JOINED}|{_WITHOUT})\s*{one}", re.IGNORECASE)
+    single = re.compile(rf"{_LETTER_MEANT}{one}|^{one}\s+(?i:only|alone)\b")  # a small "a" is the article
+    return any(pattern.search(text) for text in sample.options.values() for pattern in (_BY_PLACE, several, single))

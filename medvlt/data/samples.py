@@ -192,7 +192,7 @@ def copy_uid(uid: str, copy: int) -> str:
 
 def shuffle_key(seed: int, uid: str) -> bytes:
     """Returns a key to sort by: a random order that depends on (seed, uid) alone, so not on how a set is stored."""
-    return hashlib.sha256(f"{seed}\x1f{uid}".encode()).digest()
+    return hashlib.sha256(f"{seed}\x1f{uid}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _from_start(index: int, length: int) -> int:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from medvlt.errors import DataError, listed
 from medvlt.evaluation.runs import SHOWN, BenchmarkAnswers, EvaluationRun
+from medvlt.evaluation.scores import MEAN
 
 WARNING = "Warning: "
 """Begins a note that a reader must not miss."""
@@ -56,8 +57,8 @@ def align(
         intersect: Whether questions that some runs were not asked are left out, with a note; otherwise an error.
 
     Raises:
-        DataError: If there is no run, if runs were asked different questions (and not `intersect`), share none of a
-            benchmark, or the same question with other options or another answer.
+        DataError: If there is no run, a benchmark is named as the mean is, runs were asked different questions (and not
+            `intersect`), share none of a benchmark, or mean different ones by the same uid.
     """
     chosen = {run.folder.resolve(): run for run in runs}
     if baseline is not None:
@@ -68,6 +69,8 @@ def align(
     together = list(chosen.values())
     labels = distinct_labels(together)
     whole = AlignedRuns(tuple(together), labels, baseline is not None, ())
+    if MEAN in whole.benchmarks:
+        raise DataError(f"a benchmark is named {MEAN!r}, as is the mean over benchmarks in a report; rename it")
     notes: list[str] = []
     shared: list[dict[str, BenchmarkAnswers]] = [{} for _ in together]
     for name in whole.benchmarks:
@@ -135,44 +138,58 @@ def _same_questions(
 
 
 def _check_same_content(runs: Sequence[EvaluationRun], labels: Sequence[str]) -> list[str]:
-    """Refuses runs that mean different questions by the same uid; returns a note where only the pictures differ."""
+    """Refuses runs that mean different questions by the same uid; returns a note where only the pictures differ.
+
+    What a run stored of a question is compared with what the first run that stored it has, field by field: a run
+    without options must not keep two others from being compared.
+    """
     notes = []
     for name in dict.fromkeys(name for run in runs for name in run.benchmarks):
-        asked = [number for number, run in enumerate(runs) if name in run.benchmarks]
-        first = next((number for number in asked if control_name(runs[number]) is None), asked[0])
-        for other in asked:
-            one, two = runs[first].benchmarks[name], runs[other].benchmarks[name]
-            content = _answers if control_name(runs[first]) == control_name(runs[other]) else _texts
-            wrong = [uid for uid, a, b in zip(one.uids, content(one), content(two), strict=True) if not _same(a, b)]
-            if wrong:
+        known: dict[tuple[object, ...], tuple[object, str]] = {}
+        for run, label in zip(runs, labels, strict=True):
+            wrong: dict[str, dict[str, bool]] = {}
+            others: dict[str, int] = {}
+            for uid, field, value in _content(run, name):
+                first, giver = known.setdefault((uid, *field), (value, label))
+                if value == first:
+                    continue
+                if field[0] == "pictures":
+                    others[giver] = others.get(giver, 0) + 1
+                else:
+                    wrong.setdefault(giver, {})[uid] = True
+            for giver, uids in wrong.items():
                 raise DataError(
-                    f"{labels[first]} and {labels[other]} have other options or another right answer for "
-                    f"{len(wrong):,} questions of {name}, such as {listed(wrong, SHOWN)}; they are not the same "
-                    "questions: give runs of one version of the benchmark"
+                    f"{giver} and {label} have other options or another right answer for {len(uids):,} questions of "
+                    f"{name}, such as {listed(list(uids), SHOWN)}; they are not the same questions: give runs of one "
+                    "version of the benchmark"
                 )
-            pairs = zip(one.pictures, two.pictures, strict=True)
-            if content is _answers and (others := sum(bool(a) and bool(b) and a != b for a, b in pairs)):
-                notes.append(
-                    f"{WARNING}{labels[first]} and {labels[other]} have different pictures (by their bytes) in "
-                    f"{others:,} of {one.questions:,} questions of {name}."
-                )
+            notes += [
+                f"{WARNING}{giver} and {label} have different pictures (by their bytes) in {count:,} of "
+                f"{run.benchmarks[name].questions:,} questions of {name}."
+                for giver, count in others.items()
+            ]
     return notes
 
 
-def _answers(answers: BenchmarkAnswers) -> list[tuple[object, object]]:
-    """Returns options and right letter of each question; None where a run does not have them."""
-    pairs = zip(answers.options, answers.answer_labels, strict=True)
-    return [(dict(options) or None, label) for options, label in pairs]
+def _content(run: EvaluationRun, name: str) -> Iterator[tuple[str, tuple[object, ...], object]]:
+    """Yields uid, field and value of what a run stored of each question and others must have too.
 
-
-def _texts(answers: BenchmarkAnswers) -> list[tuple[object, object]]:
-    """Returns the same without letters: a control may put the options in another order."""
-    pairs = zip(answers.options, answers.answer_labels, strict=True)
-    return [(sorted(options.values()) or None, options.get(label or "")) for options, label in pairs]
-
-
-def _same(one: tuple[object, object], two: tuple[object, object]) -> bool:
-    return all(a is None or b is None or a == b for a, b in zip(one, two, strict=True))
+    Letters and pictures are those of runs under the same control, which may put options in another order; texts are
+    those of all.
+    """
+    if name not in run.benchmarks:
+        return
+    answers, control = run.benchmarks[name], control_name(run)
+    table = zip(answers.uids, answers.options, answers.answer_labels, answers.pictures, strict=True)
+    for uid, options, letter, pictures in table:
+        stored = (
+            (("letters", control), dict(options)),
+            (("right letter", control), letter),
+            (("texts",), sorted(options.values())),
+            (("right text",), options.get(letter or "")),
+            (("pictures", control), pictures),
+        )
+        yield from ((uid, field, value) for field, value in stored if value)
 
 
 def _protocol_notes(runs: Sequence[EvaluationRun], labels: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,12 @@ from medvlt.evaluation.comparing import Clusters, compare_with_baseline, compare
 from medvlt.evaluation.published import BENCHMARKS, QUESTIONS
 from medvlt.evaluation.runs import BenchmarkAnswers, EvaluationRun
 from medvlt.evaluation.scores import BenchmarkScore, Interval, ReportData, RunScores
-from medvlt.evaluation.statistics.intervals import bootstrap_interval, macro_interval, wilson_interval
+from medvlt.evaluation.statistics.intervals import (
+    bootstrap_interval,
+    effective_interval,
+    effective_questions,
+    mean_of_intervals,
+)
 from medvlt.evaluation.statistics.passes import majority_correct, pass_curve
 from medvlt.evaluation.statistics.power import detectable_difference
 from medvlt.evaluation.statistics.repeats import flip_rate, repeat_std
@@ -50,9 +55,9 @@ def analyse_aligned(aligned: AlignedRuns, *, seed: int = 0, samples: int = 10_00
         seed: Of all bootstraps and randomisation tests.
         samples: Draws of each.
     """
-    clusters = question_clusters(aligned)
+    clusters, chances = question_clusters(aligned), guessing(aligned)
     scores = tuple(
-        score_run(run, label, clusters, seed=seed, samples=samples)
+        score_run(run, label, clusters, chances, seed=seed, samples=samples)
         for run, label in zip(aligned.runs, aligned.labels, strict=True)
     )
     comparisons, not_compared = compare_with_baseline(aligned, clusters, seed=seed, samples=samples)
@@ -75,40 +80,53 @@ def analyse_aligned(aligned: AlignedRuns, *, seed: int = 0, samples: int = 10_00
     )
 
 
-def score_run(run: EvaluationRun, label: str, clusters: Clusters, *, seed: int, samples: int) -> RunScores:
+def guessing(aligned: AlignedRuns) -> dict[str, float | None]:
+    """Returns what guessing gets right on each benchmark, by the first run that stored options; None if none did."""
+    found: dict[str, float | None] = {}
+    for name in aligned.benchmarks:
+        tables = (aligned.runs[number].benchmarks[name].options for number in aligned.asked(name))
+        options = next((table for table in tables if any(table)), ())
+        found[name] = float(np.mean([1 / len(one) if one else 0.0 for one in options])) if options else None
+    return found
+
+
+def score_run(
+    run: EvaluationRun, label: str, clusters: Clusters, chances: Mapping[str, float | None], *, seed: int, samples: int
+) -> RunScores:
     """Returns what a run reached on each benchmark and in the mean.
 
     Args:
         run: The run.
         label: Its name in the report.
         clusters: Benchmark to the cluster of each question.
+        chances: Benchmark to what guessing gets right.
         seed: Of the bootstraps.
         samples: Draws of each.
     """
-    return RunScores(
-        label=label,
-        folder=run.folder.resolve().name,
-        benchmarks=tuple(
-            score_benchmark(answers, clusters[name], seed=seed, samples=samples, lengths=run.about.get("lengths", True))
-            for name, answers in run.benchmarks.items()
-        ),
-        macro=macro_interval(
-            {name: answers.scores for name, answers in run.benchmarks.items()},
-            clusters={name: clusters[name] for name in run.benchmarks},
-            seed=seed,
-            samples=samples,
-        ),
+    lengths = run.about.get("lengths", True)
+    scores = tuple(
+        score_benchmark(answers, clusters[name], chances[name], seed=seed, samples=samples, lengths=lengths)
+        for name, answers in run.benchmarks.items()
     )
+    macro = mean_of_intervals([score.accuracy for score in scores])
+    return RunScores(label, run.folder.resolve().name, scores, macro)
 
 
 def score_benchmark(
-    answers: BenchmarkAnswers, clusters: npt.NDArray[np.int64], *, seed: int, samples: int, lengths: bool = True
+    answers: BenchmarkAnswers,
+    clusters: npt.NDArray[np.int64],
+    chance: float | None,
+    *,
+    seed: int,
+    samples: int,
+    lengths: bool = True,
 ) -> BenchmarkScore:
     """Returns what a run reached on one benchmark.
 
     Args:
         answers: Its answers.
         clusters: Of each question; where all are different, no bootstrap is needed.
+        chance: What guessing gets right.
         seed: Of the bootstrap.
         samples: Its draws.
         lengths: Whether the lengths of completions are known.
@@ -117,24 +135,26 @@ def score_benchmark(
     scores = answers.scores
     came = ~answers.failed
     shared = len(set(clusters.tolist())) < questions
-    accuracy = float(scores.mean())
+    accuracy = effective_interval(scores, clusters=clusters, completions=answers.n)
     return BenchmarkScore(
         benchmark=answers.benchmark,
         questions=questions,
         n=answers.n,
         correct=int(answers.correct.sum()),
-        accuracy=_wilson(accuracy, questions),
+        accuracy=accuracy,
         clustered=bootstrap_interval(scores, clusters=clusters, seed=seed, samples=samples) if shared else None,
-        chance=float(np.mean([1 / len(options) if options else 0.0 for options in answers.options])),
+        chance=chance,
         format_rate=float(answers.format_ok.mean()),
         truncation_rate=float(answers.truncated.mean()),
         failed=int(answers.failed.sum()),
         mean_tokens=float(answers.tokens[came].mean()) if lengths and came.any() else None,
-        majority=_majority(answers) if several else None,
+        majority=_majority(answers, clusters) if several else None,
         pass_at_k=dict(pass_curve(answers.correct)),
         repeat_std=repeat_std(answers.correct) if several else None,
         pass_counts=tuple(np.bincount(answers.correct.sum(axis=1), minlength=answers.n + 1).tolist()),
-        minimum_detectable=detectable_difference(accuracy, questions),
+        minimum_detectable=detectable_difference(
+            accuracy.value, effective_questions(scores, clusters=clusters, completions=answers.n)
+        ),
         flip_rate=flip_rate(answers.correct) if several else None,
     )
 
@@ -153,18 +173,14 @@ def comparable_benchmarks(data: ReportData) -> tuple[str, ...]:
 
 
 def comparable_means(data: ReportData) -> bool:
-    """Returns whether published averages may stand beside the means of the runs: all six benchmarks and no other."""
-    return set(comparable_benchmarks(data)) == set(BENCHMARKS) == set(data.benchmarks)
+    """Returns whether published averages may stand beside the means: every run was asked the six and no other."""
+    return set(comparable_benchmarks(data)) == set(BENCHMARKS) and all(
+        {score.benchmark for score in run.benchmarks} == set(BENCHMARKS) for run in data.runs
+    )
 
 
-def _wilson(accuracy: float, questions: int) -> Interval:
-    """A question is one observation: of several completions only their mean counts, to the nearest whole question."""
-    return Interval(accuracy, *wilson_interval(round(accuracy * questions), questions))
-
-
-def _majority(answers: BenchmarkAnswers) -> Interval:
-    right = majority_correct(answers.labels, answers.answer_labels)
-    return _wilson(float(np.mean(right)), answers.questions)
+def _majority(answers: BenchmarkAnswers, clusters: npt.NDArray[np.int64]) -> Interval:
+    return effective_interval(majority_correct(answers.labels, answers.answer_labels), clusters=clusters)
 
 
 def _score_notes(scores: Sequence[RunScores]) -> list[str]:

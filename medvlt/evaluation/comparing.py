@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from medvlt.evaluation.alignment import AlignedRuns, control_name, prompt_text, sampling_text
+from medvlt.evaluation.alignment import AlignedRuns, control_name, grader_text, prompt_text, sampling_text
 from medvlt.evaluation.runs import BenchmarkAnswers, EvaluationRun
 from medvlt.evaluation.scores import MEAN, Comparison, ControlResult
-from medvlt.evaluation.statistics.intervals import picture_clusters
+from medvlt.evaluation.statistics.intervals import effective_questions, picture_clusters
 from medvlt.evaluation.statistics.multiplicity import holm
 from medvlt.evaluation.statistics.paired import mcnemar, paired_bootstrap, paired_macro, sign_flip
 from medvlt.evaluation.statistics.power import detectable_paired_difference
@@ -22,6 +22,9 @@ MCNEMAR, SIGN_FLIP, SIGN_FLIP_PICTURES = "McNemar, exact", "sign flip", "sign fl
 
 _FLIPS = 10
 """Draws of a test per draw of an interval: no p-value is below one over their number, and Holm multiplies it."""
+
+_LEAST = 6
+"""Clusters below which a sign flip at 0.05 finds nothing, whatever the differences: 2 / 2^5 is above."""
 
 Clusters = Mapping[str, npt.NDArray[np.int64]]
 """Benchmark to the cluster of each question; questions that share a picture share a cluster."""
@@ -90,7 +93,7 @@ def compare_with_baseline(
 def compare_with_controls(
     aligned: AlignedRuns, clusters: Clusters, *, seed: int, samples: int
 ) -> tuple[tuple[ControlResult, ...], list[str]]:
-    """Compares each run under a control with the run of the same model, checkpoint and prompt without one.
+    """Compares each run under a control with the run of the same model, checkpoint, prompt and grader without one.
 
     Of several such runs it is the first that sampled alike, else the first.
 
@@ -112,8 +115,8 @@ def compare_with_controls(
         partner = _uncontrolled(aligned.runs, run)
         if partner is None:
             notes.append(
-                f"{aligned.labels[number]} ran under the control {control}, and no run of the same model, checkpoint "
-                "and prompt without a control is in this report."
+                f"{aligned.labels[number]} ran under the control {control}, and no run of the same model, checkpoint, "
+                "prompt and grader without a control is in this report."
             )
             continue
         plain = aligned.runs[partner]
@@ -169,6 +172,8 @@ def _on_benchmark(
         p_value = sign_flip(differences, clusters=clusters, seed=seed, samples=_FLIPS * samples)
     # with one completion each this is the share of questions on which they disagree, which McNemar's power rests on
     disagreement = float(np.square(differences).mean())
+    independent = effective_questions(differences, clusters=clusters)
+    reachable = len(set(clusters.tolist())) >= _LEAST
     return Comparison(
         run=labels[0],
         baseline=labels[1],
@@ -180,7 +185,7 @@ def _on_benchmark(
         test=test,
         p_value=p_value,
         p_adjusted=p_value,
-        minimum_detectable=detectable_paired_difference(disagreement, one.questions),
+        minimum_detectable=detectable_paired_difference(disagreement, independent) if reachable else 1.0,
         mcnemar=exact,
     )
 
@@ -233,7 +238,7 @@ def _joined(parts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
 
 def _uncontrolled(runs: Sequence[EvaluationRun], controlled: EvaluationRun) -> int | None:
     def protocol(run: EvaluationRun) -> tuple[object, ...]:
-        return run.about.get("model"), run.about.get("checkpoint"), prompt_text(run)
+        return run.about.get("model"), run.about.get("checkpoint"), prompt_text(run), grader_text(run)
 
     alike = [
         number for number, run in enumerate(runs) if control_name(run) is None and protocol(run) == protocol(controlled)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from medvlt.evaluation.analysis import comparable_benchmarks, comparable_means
 from medvlt.evaluation.published import PUBLISHED
 from medvlt.evaluation.scores import MEAN, BenchmarkScore, Comparison, ControlResult, Interval, ReportData
+from medvlt.evaluation.wording import NO_INTERVAL, has_interval, mean_mark
 
-HEAD = ("section", "run", "other", "benchmark", "measure", "value", "low", "high", "questions", "n", "test")
+HEAD = ("section", "run", "other", "benchmark", "measure", "value", "low", "high", "questions", "n", "test", "remark")
 """`section` is score, comparison, control or published; `other` is the baseline or the run under a control."""
 
 Cell = str | int | float | None
@@ -45,7 +46,7 @@ def _rows(data: ReportData) -> Iterator[Row]:
         for score in run.benchmarks:
             for measure, value in _measures(score):
                 yield _row("score", run.label, None, score.benchmark, measure, value, score.questions, score.n)
-        yield _row("score", run.label, None, MEAN, "accuracy", run.macro, None, None)
+        yield _row("score", run.label, None, MEAN, "accuracy", run.macro, None, None, remark=mean_mark(run, data))
     for comparison in data.comparisons:
         for measure, value in _compared(comparison):
             test = comparison.test if measure.startswith("p_") else ""
@@ -76,18 +77,26 @@ def _row(
     questions: int | None,
     n: int | None,
     test: str = "",
+    remark: str = "",
 ) -> Row:
-    bounds: Row = (value.value, value.low, value.high) if isinstance(value, Interval) else (value, None, None)
-    return (section, run, other, benchmark, measure, *bounds, questions, n, test)
+    numbers: Row
+    if not isinstance(value, Interval):
+        numbers = (value, None, None)
+    elif has_interval(value):
+        numbers = tuple(value)
+    else:
+        numbers, remark = (value.value, None, None), NO_INTERVAL
+    return (section, run, other, benchmark, measure, *numbers, questions, n, test, remark)
 
 
 def _measures(score: BenchmarkScore) -> Iterator[tuple[str, Interval | float | int]]:
-    """Yields what is known of a score; the accuracy has Wilson's interval, `accuracy_by_picture` the bootstrap's."""
+    """Yields what is known of a score; the accuracy has its interval, `accuracy_by_picture` the bootstrap's."""
     yield "accuracy", score.accuracy
     if score.clustered is not None:
         yield "accuracy_by_picture", score.clustered
     yield "right", score.correct
-    yield "chance", score.chance
+    if score.chance is not None:
+        yield "chance", score.chance
     yield "minimum_detectable", score.minimum_detectable
     yield "format_rate", score.format_rate
     yield "truncation_rate", score.truncation_rate

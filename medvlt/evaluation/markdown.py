@@ -10,35 +10,30 @@ from medvlt.evaluation.alignment import WARNING, control_name, grader_text, prom
 from medvlt.evaluation.analysis import comparable_benchmarks, comparable_means
 from medvlt.evaluation.published import PUBLISHED
 from medvlt.evaluation.runs import NOTE, EvaluationRun
-from medvlt.evaluation.scores import MEAN, BenchmarkScore, Comparison, Interval, ReportData, RunScores
+from medvlt.evaluation.scores import BenchmarkScore, Comparison, ReportData, RunScores
+from medvlt.evaluation.wording import (
+    HOW_TO_READ,
+    MDE_NAME,
+    MEAN_NAME,
+    REPEATS_NAME,
+    SIGNIFICANT,
+    benchmark_name,
+    bounds,
+    difference_bounds,
+    has_interval,
+    mean_mark,
+    p_text,
+    percent,
+    points,
+    published_text,
+    summary_of_tests,
+    with_bounds,
+)
 
 SHOWN_FAILURES = 20
 """Failures that are written out; the rest is counted."""
 
 _LONG = 4_000  # letters of a note; longer ones are cut
-
-HOW_TO_READ = (
-    "Accuracy is the share of right completions in percent; what never came or was cut counts as wrong. A question is "
-    "one observation, however many completions it has.",
-    "Intervals hold 95%. Of one benchmark they are Wilson's, which takes several completions of a question as one "
-    "observation and so is wide rather than narrow. Where questions share pictures, pictures are drawn with "
-    "replacement (percentile bootstrap), because answers about one picture are alike. The mean is unweighted over "
-    "benchmarks, its interval a bootstrap inside each.",
-    "Overlapping intervals of two runs say little: both answered the same questions. The comparison with the baseline "
-    "uses that: differences are per question, intervals draw questions (or pictures) for both runs together.",
-    "p is two-sided: McNemar's exact test with one completion each and a picture for each question, else a "
-    "randomisation test that flips the signs of differences, of all questions about a picture together. That of the "
-    "mean flips all questions, weighted so that each benchmark counts the same. Holm's correction is over all rows of "
-    "the comparison.",
-    "MDE, minimum detectable effect: the smallest difference, in points, that a test at 0.05 finds with probability "
-    "0.8; of a run, against an equally accurate other one, unpaired; of a comparison, given how often the two "
-    "disagree. A smaller difference that is not significant is no evidence that there is none.",
-    "SD of repeats is how much the accuracy moves when the same questions are asked again; it says nothing of other "
-    "questions and is no substitute for the interval.",
-    "Chance is what guessing among the options gets right on average.",
-    "Published rows are the paper's (arXiv 2508.02669): percent without intervals, by its own code and grader. They "
-    "are shown only beside the same number of questions of the same benchmark, and nothing is tested against them.",
-)
 
 
 def markdown(data: ReportData, runs: Sequence[EvaluationRun], *, title: str) -> str:
@@ -77,34 +72,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) 
     return ["| " + " | ".join(row) + " |" for row in (head, sides, *rows)]
 
 
-def percent(share: float) -> str:
-    """Returns a share in [0, 1] as percent with one decimal, without the sign."""
-    return f"{100 * share:.1f}"
-
-
-def points(difference: float) -> str:
-    """Returns a difference of shares in percentage points with its sign; none is +0.0."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"
-
-
-def p_text(p_value: float | None) -> str:
-    """Returns a p-value with four decimals, or a bound."""
-    if p_value is None:
-        return ""
-    return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
-
-
-def with_bounds(interval: Interval) -> str:
-    """Returns a share with its interval in percent."""
-    return f"{percent(interval.value)} ({percent(interval.low)} to {percent(interval.high)})"
-
-
-def test_summary(comparisons: Sequence[Comparison]) -> str:
-    """Returns in words how many comparisons are significant after correction."""
-    found = sum(comparison.p_adjusted < 0.05 for comparison in comparisons)
-    return f"{found} of {len(comparisons)} differences are significant at 0.05 after Holm's correction."
-
-
 def _note(note: str) -> str:
     text = cell(note, _LONG)
     return f"- **{text}**" if note.startswith(WARNING) else f"- {text}"
@@ -118,32 +85,37 @@ def _accuracy(data: ReportData, runs: Sequence[EvaluationRun]) -> list[str]:
         [
             f"**{cell(run.label)}**{' (baseline)' if run.label == data.baseline else ''}"
             f"{_protocol(stored) if comparable else ''}",
-            *("" if (score := run.of(name)) is None else with_bounds(score.interval) for name in data.benchmarks),
-            *([with_bounds(run.macro)] if several else []),
+            *("" if (score := run.of(name)) is None else with_bounds(score.accuracy) for name in data.benchmarks),
+            *([_mean(run, data)] if several else []),
         ]
         for run, stored in zip(data.runs, runs, strict=True)
     ]
     chances = [_first(data, name).chance for name in data.benchmarks]
-    rows.append(["chance", *map(percent, chances), *([percent(sum(chances) / len(chances))] if several else [])])
+    known = [chance for chance in chances if chance is not None]
+    chance = sum(known) / len(known) if len(known) == len(chances) else None
+    rows.append(["chance", *map(percent, chances), *([percent(chance)] if several else [])])
     if comparable:
         averages = comparable_means(data)
         rows += [
             [
                 f"*{cell(row.model)}* (published)",
-                *(f"{row.scores[name]:.2f}" if name in comparable else "" for name in data.benchmarks),
-                *([f"{row.average:.2f}" if averages else ""] if several else []),
+                *(published_text(row.scores[name] if name in comparable else None) for name in data.benchmarks),
+                *([published_text(row.average if averages else None)] if several else []),
             ]
             for row in PUBLISHED
         ]
-    lines = table([*head, *(["mean of benchmarks"] if several else [])], rows)
-    if pictured := [name for name in data.benchmarks if _first(data, name).by_picture]:
-        lines += ["", f"Intervals that draw pictures: {', '.join(map(cell, pictured))}."]
+    lines = table([*head, *([MEAN_NAME] if several else [])], rows)
     if comparable:
         lines += ["", "Of the published rows:", ""]
         for note in dict.fromkeys(row.note for row in PUBLISHED if row.note):
             models = ", ".join(cell(row.model) for row in PUBLISHED if row.note == note)
             lines.append(f"- {cell(note)}. So it is with {models}.")
     return lines
+
+
+def _mean(run: RunScores, data: ReportData) -> str:
+    mark = mean_mark(run, data)
+    return with_bounds(run.macro) + (f" *{mark}*" if mark else "")
 
 
 def _protocol(run: EvaluationRun) -> str:
@@ -153,15 +125,14 @@ def _protocol(run: EvaluationRun) -> str:
 
 def _details(data: ReportData) -> list[str]:
     head = (
-        "run", "benchmark", "questions", "n", "right", "of", "accuracy", "Wilson interval", "interval by picture",
-        "chance", "MDE", "format", "cut", "failed", "tokens", "majority", "pass@n", "SD of repeats", "flips",
+        "run", "benchmark", "questions", "n", "right", "of", "accuracy", "95% interval", "interval by picture",
+        "chance", MDE_NAME, "format", "cut", "failed", "tokens", "majority", "pass@n", REPEATS_NAME, "flips",
     )  # fmt: skip
     rows = [_detail(run, score) for run in data.runs for score in run.benchmarks]
     return table(head, rows, left=2)
 
 
 def _detail(run: RunScores, score: BenchmarkScore) -> list[str]:
-    by_picture = f"{percent(score.clustered.low)} to {percent(score.clustered.high)}" if score.clustered else ""
     several = score.n > 1
     return [
         cell(run.label),
@@ -171,8 +142,8 @@ def _detail(run: RunScores, score: BenchmarkScore) -> list[str]:
         f"{score.correct:,}",
         f"{score.questions * score.n:,}",
         percent(score.accuracy.value),
-        f"{percent(score.accuracy.low)} to {percent(score.accuracy.high)}",
-        by_picture,
+        bounds(score.accuracy),
+        bounds(score.clustered) if score.clustered and has_interval(score.clustered) else "",
         percent(score.chance),
         percent(score.minimum_detectable),
         percent(score.format_rate),
@@ -182,33 +153,33 @@ def _detail(run: RunScores, score: BenchmarkScore) -> list[str]:
         with_bounds(score.majority) if score.majority else "",
         percent(score.pass_at_k[score.n]) if several else "",
         f"{100 * score.repeat_std:.2f}" if score.repeat_std is not None else "",
-        percent(score.flip_rate) if score.flip_rate is not None else "",
+        percent(score.flip_rate),
     ]
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> list[str]:
     head = (
         "run", "benchmark", "test", "questions", "difference, points", "95% interval", "run better",
-        "baseline better", "p", "p (Holm)", "McNemar p", "MDE",
+        "baseline better", "p", "p (Holm)", "McNemar p", MDE_NAME,
     )  # fmt: skip
     rows = [
         [
             cell(one.run),
-            "mean of benchmarks" if one.benchmark == MEAN else cell(one.benchmark),
+            cell(benchmark_name(one.benchmark)),
             one.test,
             f"{one.questions:,}",
             points(one.difference.value),
-            f"{points(one.difference.low)} to {points(one.difference.high)}",
+            difference_bounds(one.difference),
             f"{one.only_run:,}",
             f"{one.only_baseline:,}",
             p_text(one.p_value),
-            f"**{p_text(one.p_adjusted)}**" if one.p_adjusted < 0.05 else p_text(one.p_adjusted),
+            f"**{p_text(one.p_adjusted)}**" if one.p_adjusted < SIGNIFICANT else p_text(one.p_adjusted),
             p_text(one.mcnemar),
-            "" if one.minimum_detectable is None else percent(one.minimum_detectable),
+            percent(one.minimum_detectable),
         ]
         for one in comparisons
     ]
-    return [*table(head, rows, left=3), "", test_summary(comparisons)]
+    return [*table(head, rows, left=3), "", summary_of_tests(comparisons)]
 
 
 def _controls(data: ReportData) -> list[str]:
@@ -228,7 +199,7 @@ def _controls(data: ReportData) -> list[str]:
             cell(one.benchmark),
             f"{one.questions:,}",
             points(one.difference.value),
-            f"{points(one.difference.low)} to {points(one.difference.high)}",
+            difference_bounds(one.difference),
             percent(one.consistency),
         ]
         for one in data.controls

@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
+from medvlt.data.files import sweep_leftovers
 from medvlt.errors import DataError
-from medvlt.evaluation.records import completion_record, picture_id
-from medvlt.evaluation.runs import SHOWN, encode_record
+from medvlt.evaluation.records import completion_record, encode_record, picture_id
+from medvlt.evaluation.runs import SHOWN
 from medvlt.evaluation.thumbnails import thumbnail
 from medvlt.types import ImageSource, RolloutGroup, Verdict
-
-PARTS_FOLDER = ".parts"
-"""Inside the folder of the run; what a killed evaluation left there never enters another one."""
 
 _LINES_FILE = "completions.jsonl"
 
@@ -46,7 +47,7 @@ class RunPart:
     """What one process has asked so far, on the disk; only where each question lies is kept in memory.
 
     Args:
-        folder: Of the run; `clear_parts` has been called.
+        parts: What `new_parts` gave to rank 0, the same for all processes.
         rank: Of the process.
         shown: Benchmark to the questions whose pictures get thumbnails.
 
@@ -54,18 +55,23 @@ class RunPart:
         entries: One per question, in the order in which they came.
 
     Raises:
-        DataError: If it cannot be written, here and in every method.
+        DataError: If it cannot be written, here and in every method; here also if this process does not see `parts`.
     """
 
-    def __init__(self, folder: Path, rank: int, shown: Mapping[str, Collection[str]]) -> None:
-        self.folder = folder / PARTS_FOLDER / str(rank)
+    def __init__(self, parts: Path, rank: int, shown: Mapping[str, Collection[str]]) -> None:
+        self.folder = parts / str(rank)
         self.shown = shown
         self.entries: list[Entry] = []
         self._end = 0
         self._ids: dict[Path, str] = {}
         try:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir()
             self._file = (self.folder / _LINES_FILE).open("wb")
+        except FileNotFoundError as error:
+            raise DataError(
+                f"process {rank}, on {socket.gethostname()}, does not see {parts}, which process 0 has just made; set "
+                "default_root_dir (or EvaluationRecorder.folder) to a folder that all ranks see"
+            ) from error
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
@@ -116,6 +122,8 @@ class RunPart:
         with suppress(OSError):  # a full disk, say
             self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # those of other processes may be there still
+            self.folder.parent.rmdir()
 
     def _picture_id(self, picture: ImageSource) -> str:
         if not isinstance(picture, Path):
@@ -130,17 +138,24 @@ class RunPart:
             path.write_bytes(content)
 
 
-def clear_parts(folder: Path) -> None:
-    """Removes what killed evaluations left; before any process starts its part.
+def new_parts(folder: Path) -> Path:
+    """Makes a folder for the parts of one evaluation, and removes those that killed evaluations of this machine left.
+
+    It is named after this process, so that evaluations which run at the same time do not meet.
+
+    Args:
+        folder: Of the run.
 
     Raises:
-        DataError: If it cannot be removed.
+        DataError: If it cannot be made.
     """
+    sweep_leftovers(folder / "parts")
+    parts = folder / f".parts.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}.tmp"  # a name that is swept
     try:
-        if (folder / PARTS_FOLDER).exists():
-            shutil.rmtree(folder / PARTS_FOLDER)
+        parts.mkdir(parents=True)
     except OSError as error:
-        raise _unwritable(folder / PARTS_FOLDER, error) from error
+        raise _unwritable(parts, error) from error
+    return parts
 
 
 def check_entries(parts: Sequence[Sequence[Entry]], asked: Mapping[str, Sequence[str]], n: int) -> None:
@@ -179,7 +194,7 @@ def merged_lines(folder: Path, parts: Sequence[Sequence[Entry]], asked: Mapping[
     """Yields the lines of each question, read one question at a time, in the order of `asked`.
 
     Args:
-        folder: Of the run.
+        folder: Of the parts.
         parts: Entries of each process; `check_entries` has passed.
         asked: Benchmark to questions.
 
@@ -190,19 +205,16 @@ def merged_lines(folder: Path, parts: Sequence[Sequence[Entry]], asked: Mapping[
     with ExitStack() as opened:
         files = []
         for rank, part in enumerate(parts):
-            path = folder / PARTS_FOLDER / str(rank) / _LINES_FILE
+            path = folder / str(rank) / _LINES_FILE
             try:
                 files.append(opened.enter_context(path.open("rb")))
                 size = path.stat().st_size
             except OSError as error:
-                raise DataError(
-                    f"cannot read what process {rank} wrote, {path}: {error.strerror or error}; the folder of an "
-                    "evaluation must be one that all ranks see"
-                ) from error
+                raise DataError(f"cannot read what process {rank} wrote, {path}: {error.strerror or error}") from error
             if size != sum(entry.length for entry in part):
                 raise DataError(
-                    f"{path} has {size} bytes, its process wrote {sum(entry.length for entry in part)}; give each "
-                    "evaluation that runs at the same time a folder of its own"
+                    f"{path} has {size} bytes, process {rank} wrote {sum(entry.length for entry in part)}; see that "
+                    "the folder shows all ranks the same and that nothing else writes to it, and run again"
                 )
         for name, uids in asked.items():
             for uid in uids:
@@ -214,14 +226,18 @@ def merged_lines(folder: Path, parts: Sequence[Sequence[Entry]], asked: Mapping[
 def merged_pictures(folder: Path, ranks: int) -> Path:
     """Returns a folder with the thumbnails of all parts, which are moved there.
 
+    Args:
+        folder: Of the parts.
+        ranks: Number of parts.
+
     Raises:
         DataError: If they cannot be moved.
     """
-    target = folder / PARTS_FOLDER / "pictures"
+    target = folder / "pictures"
     try:
         target.mkdir()
         for rank in range(ranks):
-            for path in (folder / PARTS_FOLDER / str(rank)).glob("*.jpg"):
+            for path in (folder / str(rank)).glob("*.jpg"):
                 path.replace(target / path.name)
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -4,11 +4,47 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvlt.types import Completion, ImageSource, RolloutGroup, Verdict
+
+COLUMNS = (
+    "benchmark",
+    "uid",
+    "sample",
+    "question",
+    "options",
+    "picture_ids",
+    "answer_label",
+    "completion",
+    "tokens",
+    "finish_reason",
+    "error",
+    "label",
+    "correct",
+    "format_ok",
+    "reason",
+    "grader_version",
+)
+"""What every line has; there may be more."""
+
+_TYPES: Mapping[str, type] = {
+    "benchmark": str,
+    "uid": str,
+    "sample": int,
+    "question": str,
+    "options": dict,
+    "picture_ids": list,
+    "completion": str,
+    "tokens": int,
+    "finish_reason": str,
+    "correct": bool,
+    "format_ok": bool,
+    "reason": str,
+}
 
 
 def completion_record(
@@ -79,3 +115,19 @@ def picture_name(picture: ImageSource, known_id: str | None = None) -> str:
         known_id: Its `picture_id`, if it was taken already.
     """
     return str(picture) if isinstance(picture, Path) else f"sha256:{known_id or picture_id(picture)}"
+
+
+def encode_record(record: Mapping[str, Any]) -> bytes:
+    """Returns a record as a line of `completions.jsonl`; endpoints may send halves of surrogate pairs, which stay."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def record_problem(record: Any) -> str:
+    """Returns why a line is no stored completion; "" if it is one."""
+    if not isinstance(record, dict):
+        return "no JSON object"
+    missing = [name for name in COLUMNS if name not in record]
+    if missing:
+        return f"without {', '.join(missing)}"
+    wrong = [f"{name} is {record[name]!r:.40}" for name, kind in _TYPES.items() if not isinstance(record[name], kind)]
+    return ", ".join(wrong)

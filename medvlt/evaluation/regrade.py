@@ -23,8 +23,6 @@ CHANGES_FILE, REPORT_FILE = "changes.jsonl", "regrade.md"
 EXAMPLES = 20
 """Changed items that the report shows; the file has all."""
 
-_NO_QUESTION = Sample("", "", {}, None, "")
-
 
 @dataclass
 class Changes:
@@ -64,19 +62,25 @@ def regrade(run: str, output: str, policy: GradePolicy = "robust", overwrite: bo
         overwrite: Whether an evaluation in `output` may be replaced.
 
     Raises:
-        ConfigurationError: If there is no such policy, or `output` is `run`.
+        ConfigurationError: If there is no such policy, or `output` is `run` or inside it.
         DataError: If the evaluation is not whole, or the new one cannot be written.
     """
-    grade("", _NO_QUESTION, policy=policy)  # refuses an unknown policy before anything is written
+    check_policy(policy)
     source, target = Path(run), Path(output)
-    if source.resolve() == target.resolve():
-        raise ConfigurationError(f"expected another folder than {run} for the new evaluation; choose another output")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise ConfigurationError(
+            f"expected another folder than {run}, outside of it, for the new evaluation, got {output}; choose another "
+            "output"
+        )
     if (target / RUN_FILE).exists() and not overwrite:
         raise DataError(f"{target} has an evaluation already; choose another folder or set overwrite=true")
     old = read_run(source)
+    label = old.label
+    if "regraded_from" in old.about:
+        label = label.removesuffix(f" ({old.about['grader']['policy']})")
     about = {
         **old.about,
-        "label": f"{old.label} ({policy})",
+        "label": f"{label} ({policy})",
         "grader": {"policy": policy, "version": GRADER_VERSION},
         "regraded_from": {
             "label": old.label,
@@ -95,6 +99,15 @@ def regrade(run: str, output: str, policy: GradePolicy = "robust", overwrite: bo
     with replacing(target / REPORT_FILE, overwrite=True) as temporary:
         temporary.write_text(to_markdown(old, new, changes), encoding="utf-8", errors="backslashreplace")
     print_changes(old, new, changes)
+
+
+def check_policy(policy: GradePolicy) -> None:
+    """Refuses a policy that is none, before anything is read or written.
+
+    Raises:
+        ConfigurationError: If there is no such policy.
+    """
+    grade("", Sample("", "", {}, None, ""), policy=policy)
 
 
 def graded_again(

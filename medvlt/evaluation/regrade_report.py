@@ -41,7 +41,7 @@ def print_changes(old: EvaluationRun, new: EvaluationRun, changes: Changes) -> N
         ("Accuracy", accuracy_rows(old, new)),
     ):
         if rows:
-            console.print(_table(title, header, rows))
+            console.print(printed_table(title, header, rows))
     for line in _kept_lines(changes):
         console.print(line, markup=False, highlight=False)
 
@@ -87,11 +87,18 @@ def to_markdown(old: EvaluationRun, new: EvaluationRun, changes: Changes) -> str
 
 def confusion_rows(changes: Changes) -> tuple[list[str], list[list[object]]]:
     """Returns the confusion table: header, and rows for what was right and what was wrong before."""
+    return confusion(changes.verdicts, "before", "after")
+
+
+def confusion(
+    verdicts: Mapping[tuple[bool, bool], int], first: str, second: str
+) -> tuple[list[str], list[list[object]]]:
+    """Returns a confusion table of two verdicts: (right by the first, right by the second) to completions."""
     rows: list[list[object]] = [
-        [f"{name} before", changes.verdicts[before, True], changes.verdicts[before, False]]
-        for name, before in (("right", True), ("wrong", False))
+        [f"{name} {first}", verdicts[right, True], verdicts[right, False]]
+        for name, right in (("right", True), ("wrong", False))
     ]
-    return ["", "right after", "wrong after"], rows
+    return ["", f"right {second}", f"wrong {second}"], rows
 
 
 def reason_rows(changes: Changes) -> tuple[list[str], list[list[object]]]:
@@ -119,13 +126,14 @@ def _example_rows(examples: Iterable[Mapping[str, Any]]) -> tuple[list[str], lis
     for change in examples:
         options = "; ".join(f"{letter} {text}" for letter, text in change["options"].items())
         end = change["completion"][-200:]
-        verdicts = [_verdict(change[side]) for side in ("before", "after")]
+        verdicts = [verdict_words(change[side]) for side in ("before", "after")]
         asked = f"{change['question']:.200} [{options:.200}]"
         rows.append([f"{change['uid']} #{change['sample']}", asked, str(change["answer_label"]), end, *verdicts])
     return ["item", "question and options", "answer", "end of the completion", "before", "after"], rows
 
 
-def _verdict(verdict: Mapping[str, Any]) -> str:
+def verdict_words(verdict: Mapping[str, Any]) -> str:
+    """Returns the verdict of a stored line in words."""
     letter = "no letter" if verdict["label"] is None else verdict["label"]
     return f"{'right' if verdict['correct'] else 'wrong'}, {letter}, {verdict['reason']}"
 
@@ -139,7 +147,8 @@ def _kept_lines(changes: Changes) -> list[str]:
     return [f"Not graded again: {count:,} completions that {KEPT[why]}." for why, count in changes.kept.items()]
 
 
-def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+def printed_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Returns a table for the terminal: the first column to the left, the others to the right."""
     table = Table(title=title, title_justify="left")
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place == 0 else "right")

@@ -15,10 +15,21 @@ from medvlt.errors import ConfigurationError, DataError, MissingExtraError
 from medvlt.evaluation.alignment import align
 from medvlt.evaluation.analysis import analyse_aligned
 from medvlt.evaluation.csv_table import csv_table
-from medvlt.evaluation.markdown import markdown, p_text, percent, points, test_summary
+from medvlt.evaluation.markdown import markdown
 from medvlt.evaluation.page import write_page
 from medvlt.evaluation.runs import NOTE, read_run
-from medvlt.evaluation.scores import MEAN, Interval, ReportData
+from medvlt.evaluation.scores import ReportData
+from medvlt.evaluation.wording import (
+    MEAN_NAME,
+    benchmark_name,
+    bounds,
+    difference_bounds,
+    mean_mark,
+    p_text,
+    percent,
+    points,
+    summary_of_tests,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +96,7 @@ def print_report(data: ReportData) -> None:
     console.print(accuracy_table(data))
     if data.comparisons:
         console.print(comparison_table(data))
-        print(test_summary(data.comparisons))
+        print(summary_of_tests(data.comparisons))
     for note in data.notes:
         console.print(_text(f"- {note}"))
 
@@ -105,13 +116,15 @@ def accuracy_table(data: ReportData) -> Table:
                 _text(score.benchmark),
                 f"{score.questions:,}",
                 str(score.n),
-                percent(score.interval.value),
-                _bounds(score.interval),
+                percent(score.accuracy.value),
+                bounds(score.accuracy),
                 percent(score.chance),
                 f"{score.failed:,}",
             )
         if len(run.benchmarks) > 1:
-            shown.add_row("", "mean of benchmarks", "", "", percent(run.macro.value), _bounds(run.macro), "", "")
+            mark = mean_mark(run, data)
+            name = f"{MEAN_NAME} ({mark})" if mark else MEAN_NAME
+            shown.add_row("", name, "", "", percent(run.macro.value), bounds(run.macro), "", "")
         shown.add_section()
     return shown
 
@@ -126,17 +139,13 @@ def comparison_table(data: ReportData) -> Table:
     for one in data.comparisons:
         shown.add_row(
             _text(one.run),
-            _text("mean of benchmarks" if one.benchmark == MEAN else one.benchmark),
+            _text(benchmark_name(one.benchmark)),
             points(one.difference.value),
-            f"{points(one.difference.low)} to {points(one.difference.high)}",
+            difference_bounds(one.difference),
             p_text(one.p_value),
             p_text(one.p_adjusted),
         )
     return shown
-
-
-def _bounds(interval: Interval) -> str:
-    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _text(words: str) -> Text:

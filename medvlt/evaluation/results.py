@@ -14,7 +14,7 @@ from rich.table import Table
 
 from medvlt.console import wide_console
 from medvlt.errors import DataError
-from medvlt.evaluation.statistics.intervals import wilson_interval
+from medvlt.evaluation.statistics.intervals import wilson_of_share
 from medvlt.metrics.macro import macro_average
 
 COLUMNS = ("questions", "right", "of", "accuracy", "95% interval", "format", "cut", "failed", "tokens")
@@ -36,6 +36,8 @@ class BenchmarkResult:
         failed: Completions that never came; they are wrong and counted.
         majority: Share of questions whose most frequent answer is right; None with one completion of each.
         pass_at_n: Share of questions with a right completion, pass@n; None with one completion of each.
+        effective_questions: As how many independent questions the accuracy is sure; None with one completion of each,
+            when it is as many as there are.
     """
 
     benchmark: str
@@ -48,6 +50,7 @@ class BenchmarkResult:
     failed: int = 0
     majority: float | None = None
     pass_at_n: float | None = None
+    effective_questions: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -56,12 +59,13 @@ class BenchmarkResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson interval of the accuracy at 95% confidence.
+        """Wilson interval of the accuracy at 95% confidence, with the effective number of questions.
 
-        Of several completions of a question only their mean counts, as one observation: they are not independent. This
-        is wide rather than narrow.
+        Several completions of a question are not independent. Which questions share pictures is not known here; the
+        report of the stored run counts that.
         """
-        return wilson_interval(round(self.accuracy * self.questions), self.questions)
+        total = self.questions if self.effective_questions is None else self.effective_questions
+        return wilson_of_share(self.accuracy, total)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a record that JSON can hold, accuracy and interval included."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medvlt.data.files import file_sha256, replacing
+from medvlt.data.files import file_sha256, flush_names, replacing, sweep_leftovers
 from medvlt.data.samples import shuffle_key
 from medvlt.errors import DataError, listed
+from medvlt.evaluation.records import encode_record, record_problem
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -31,38 +33,6 @@ NOTE = "Research software, not for clinical use."
 SHOWN = 3
 """Lines or questions that an error names; their number is always given."""
 
-COLUMNS = (
-    "benchmark",
-    "uid",
-    "sample",
-    "question",
-    "options",
-    "picture_ids",
-    "answer_label",
-    "completion",
-    "tokens",
-    "finish_reason",
-    "error",
-    "label",
-    "correct",
-    "format_ok",
-    "reason",
-    "grader_version",
-)
-"""What every line has; there may be more."""
-
-_TYPES: Mapping[str, type] = {
-    "benchmark": str,
-    "uid": str,
-    "sample": int,
-    "options": dict,
-    "picture_ids": list,
-    "tokens": int,
-    "finish_reason": str,
-    "correct": bool,
-    "format_ok": bool,
-    "reason": str,
-}
 _OF_QUESTION = ("options", "picture_ids", "answer_label")
 _OF_COMPLETION = ("sample", "tokens", "finish_reason", "error", "label", "correct", "format_ok", "reason")
 
@@ -207,7 +177,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """Reads what a run says of itself.
 
     Raises:
-        DataError: If there is no such file, or not of this format.
+        DataError: If there is no such file, it is not of this format, or has values of another kind.
     """
     try:
         about = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -216,7 +186,24 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise _not_a_run(folder, error) from error
     if version != FORMAT:
         raise DataError(f"{folder / RUN_FILE} has format {version}, this release reads {FORMAT}; evaluate again")
+    if wrong := _wrong_fields(about):
+        raise DataError(
+            f"{folder / RUN_FILE} expects other kinds of values, got {', '.join(wrong)}; restore it, or evaluate again"
+        )
     return dict(about)
+
+
+def _wrong_fields(about: Mapping[str, Any]) -> list[str]:
+    """Returns which values of run.json reports could not read; each may be null or missing."""
+    names = ("control", "grader", "versions", "sampling", "regraded_from")
+    wrong = [name for name in names if not isinstance(about.get(name), dict | None)]
+    found = {name: about[name] for name in wrong}
+    inner = (("control", "name", str), ("regraded_from", "grader", dict | None))
+    for outer, name, kind in inner:
+        value = about.get(outer)
+        if isinstance(value, dict) and value and not isinstance(value.get(name), kind):
+            found[f"{outer}.{name}"] = value.get(name)
+    return [f"{name}: {value!r:.40}" for name, value in found.items()]
 
 
 def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
@@ -233,7 +220,7 @@ def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(file, start=1):
                 try:
                     record = json.loads(line)
-                    problem = _problem(record)
+                    problem = record_problem(record)
                 except (ValueError, RecursionError) as error:
                     problem = f"{type(error).__name__}: {error}"
                 if not problem:
@@ -271,7 +258,8 @@ def write_run(
             what is there.
 
     Raises:
-        DataError: If there is a run already, or it cannot be written.
+        DataError: If there is a run that may not be replaced, or files that are none of a run's; or it cannot be
+            written.
     """
     write_lines(folder, about, map(encode_record, records), overwrite=overwrite, pictures=pictures)
 
@@ -287,48 +275,64 @@ def write_lines(
     """Writes a run as `write_run` does, from lines made by `encode_record`, one or several at a time."""
     if not overwrite and (folder / RUN_FILE).exists():
         raise DataError(f"{folder} has an evaluation already; choose another folder or set overwrite=true")
+    check_replaceable(folder)
     digest, count = hashlib.sha256(), 0
-    with replacing(folder / COMPLETIONS_FILE, overwrite=True) as temporary:
-        with temporary.open("wb") as file:
-            for chunk in lines:
-                file.write(chunk)
-                digest.update(chunk)
-                count += chunk.count(b"\n")
-        (folder / RUN_FILE).unlink(missing_ok=True)  # what it says holds no longer
-    content = {"format": FORMAT, **about, "completions": {"lines": count, "sha256": digest.hexdigest()}, "note": NOTE}
-    with replacing(folder / RUN_FILE, overwrite=True) as temporary:
+    for name in (COMPLETIONS_FILE, RUN_FILE):
+        sweep_leftovers(folder / name)
+    with replacing(folder / RUN_FILE, overwrite=True) as said:
+        with replacing(folder / COMPLETIONS_FILE, overwrite=True) as temporary:
+            with temporary.open("wb") as file:
+                for chunk in lines:
+                    file.write(chunk)
+                    digest.update(chunk)
+                    count += chunk.count(b"\n")
+            stored = {"lines": count, "sha256": digest.hexdigest()}
+            content = {"format": FORMAT, **about, "completions": stored, "note": NOTE}
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            said.write_text(text, encoding="utf-8", errors="replace")
+            for path in (temporary, said):
+                flush_names(path)  # a full disk may show only here, and the run before is whole still
+            (folder / RUN_FILE).unlink(missing_ok=True)  # what it says holds no longer
         if pictures is not None:
             shutil.rmtree(folder / PICTURES_FOLDER, ignore_errors=True)
             pictures.rename(folder / PICTURES_FOLDER)
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def encode_record(record: Mapping[str, Any]) -> bytes:
-    """Returns a record as a line of `completions.jsonl`; endpoints may send halves of surrogate pairs, which stay."""
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+def check_replaceable(folder: Path) -> None:
+    """Makes sure that a run would replace nothing in its folder but what a run wrote.
+
+    Raises:
+        DataError: If `completions.jsonl` or `pictures` are something else, or cannot be looked at.
+    """
+    first, names = b"", []
+    try:
+        if (folder / COMPLETIONS_FILE).exists():
+            with (folder / COMPLETIONS_FILE).open("rb") as file:
+                first = file.readline()
+        if (folder / PICTURES_FOLDER).exists():
+            names = [path.name for path in (folder / PICTURES_FOLDER).iterdir()]
+        problem = record_problem(json.loads(first)) if first else ""
+    except (ValueError, RecursionError):
+        problem = "no JSON"
+    except OSError as error:
+        problem = str(error)
+    if foreign := [name for name in names if not re.fullmatch(r"[0-9a-f]{16}\.jpg", name)]:
+        problem = f"{PICTURES_FOLDER}/{foreign[0]}"
+    if problem:
+        raise DataError(
+            f"{folder} has a {COMPLETIONS_FILE} or {PICTURES_FOLDER}/ that no evaluation wrote ({problem}), and one "
+            "would replace it; move it away or choose another folder (default_root_dir)"
+        )
 
 
 def shown_questions(uids: Iterable[str], count: int) -> list[str]:
     """Returns the questions of a benchmark that reports show, at most `count`: drawn by their uids alone."""
-    # the uids of outputs that were imported may have halves of surrogate pairs
-    return sorted(uids, key=lambda uid: shuffle_key(0, uid.encode("utf-8", "backslashreplace").decode()))[:count]
+    return sorted(uids, key=lambda uid: shuffle_key(0, uid))[:count]
 
 
 def uids_fingerprint(uids: Sequence[str]) -> str:
     """Returns 16 hex digits that tell a set of questions from others, whatever its order."""
     return hashlib.sha256("\x1f".join(sorted(uids)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _problem(record: Any) -> str:
-    """Returns why a line is no stored completion; "" if it is one."""
-    if not isinstance(record, dict):
-        return "no JSON object"
-    missing = [name for name in COLUMNS if name not in record]
-    if missing:
-        return f"without {', '.join(missing)}"
-    wrong = [f"{name} is {record[name]!r:.40}" for name, kind in _TYPES.items() if not isinstance(record[name], kind)]
-    return ", ".join(wrong)
 
 
 def _check_whole(

@@ -27,10 +27,11 @@ class BenchmarkScore:
         questions: Questions asked, Q; the denominator, failed ones included.
         n: Completions of each.
         correct: Right completions, of Q * n.
-        accuracy: Share that is right with its Wilson interval; a question is one observation.
-        clustered: The same share with a bootstrap interval that draws pictures, not questions; None where no two
-            questions share a picture.
-        chance: Share that guessing one of the options would get right, in [0, 1].
+        accuracy: Share that is right with its interval: Wilson's with the effective number of questions
+            (`statistics.intervals.effective_interval`), which counts shared pictures and several completions.
+        clustered: The same share with a bootstrap interval that draws pictures, to check the other by; None where no
+            two questions share a picture. It has no width where all are right or all are wrong.
+        chance: Share that guessing one of the options would get right, in [0, 1]; None if no run stored options.
         format_rate: Share of completions in the asked format.
         truncation_rate: Share cut at the token limit.
         failed: Completions that never came.
@@ -40,7 +41,7 @@ class BenchmarkScore:
         repeat_std: Sample standard deviation of the accuracies of the n repeats; None with one completion.
         pass_counts: How many questions were right 0, 1, ..., n times.
         minimum_detectable: Smallest difference from an equally accurate model on the same questions that a two-sided
-            test at 0.05 would find with probability 0.8, unpaired.
+            test at 0.05, before correction, would find with probability 0.8, unpaired; shared pictures counted.
         flip_rate: Share of questions of whose completions some are right and some are not; None with one completion.
     """
 
@@ -50,7 +51,7 @@ class BenchmarkScore:
     correct: int
     accuracy: Interval
     clustered: Interval | None
-    chance: float
+    chance: float | None
     format_rate: float
     truncation_rate: float
     failed: int
@@ -62,19 +63,6 @@ class BenchmarkScore:
     minimum_detectable: float
     flip_rate: float | None = None
 
-    @property
-    def interval(self) -> Interval:
-        """The interval to show: by pictures where questions share them, else the Wilson interval.
-
-        A bootstrap of scores that are all alike has no width and says nothing; then it is the Wilson interval too.
-        """
-        return self.clustered if self.by_picture and self.clustered else self.accuracy
-
-    @property
-    def by_picture(self) -> bool:
-        """Whether `interval` draws pictures."""
-        return self.clustered is not None and self.clustered.low < self.clustered.high
-
 
 @dataclass(frozen=True)
 class RunScores:
@@ -84,7 +72,7 @@ class RunScores:
         label: Its name in tables, different from that of every other run of the report.
         folder: Name of the folder in which it lies, without the path: a report does not depend on where runs lie.
         benchmarks: In the order in which they were asked.
-        macro: Unweighted mean over benchmarks with a bootstrap interval.
+        macro: Unweighted mean over benchmarks with the interval that follows from theirs; never without width.
     """
 
     label: str
@@ -106,14 +94,15 @@ class Comparison:
         baseline: Label of the baseline.
         benchmark: Name; `MEAN` for the unweighted mean over the benchmarks that both were asked.
         questions: Questions that both were asked.
-        difference: Run minus baseline with its paired bootstrap interval (pictures are drawn, not questions).
+        difference: Run minus baseline with its paired bootstrap interval (pictures are drawn, not questions). One
+            without width, of runs that answered alike, is no interval.
         only_run: Questions that only the run has right; with several completions, on which it is right more often.
         only_baseline: The other way round.
         test: Name of the test behind `p_value`.
         p_value: Two-sided.
         p_adjusted: After Holm's correction over all comparisons of the report with this baseline.
-        minimum_detectable: Smallest difference that the test would find with probability 0.8 at 0.05, given how often
-            the two disagree; None for the mean.
+        minimum_detectable: Smallest difference that the test would find with probability 0.8 at 0.05, before
+            correction, given how often the two disagree and which questions share pictures; None for the mean.
         mcnemar: Two-sided p of the exact McNemar test, which takes questions as independent; None for the mean and
             where one of the two has several completions.
     """

@@ -39,7 +39,7 @@ class PassAtK(Metric):
     def __init__(self, k: int | None = None) -> None:
         super().__init__()
         self.k = k
-        self.add_state("passed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("passed", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("questions", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, correct: Tensor, total: Tensor) -> None:

@@ -39,7 +39,7 @@ class PolicyStatistics(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(len(MEANS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(MEANS)), dist_reduce_fx="sum")
         self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
         # log-ratios: largest absolute value, largest, largest of the negated
         self.add_state("highest", torch.full((3,), -torch.inf), dist_reduce_fx="max")
@@ -68,7 +68,7 @@ class PolicyStatistics(Metric):
         low, high = token_losses.clipped_low[kept], token_losses.clipped_high[kept]
         # a ratio is summed as its distance from 1, so that 1 is what is left where no token counts
         columns = (low, high, low | high, gap.abs(), gap.expm1(), torch.zeros_like(gap) if kl is None else kl[kept])
-        self.sums += torch.stack([column.detach().double().sum() for column in columns])
+        self.sums += torch.stack([column.detach().float().sum() for column in columns])
         self.tokens += kept.sum()
         self.highest = torch.maximum(self.highest, torch.stack([gap.abs().max(), gap.max(), (-gap).max()]))
 

@@ -18,13 +18,13 @@ _FORMAT_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE | re.ASCII)
 _FORMAT_SHAPE = ["<think>", "</think>", "<answer>", "</answer>"]
 _BRACE = re.compile(r"\\[{}]|\\boxed\s*+\{|[{}]")
 
-_NEGATION = r"(?:not|never|neither|nor|cannot|wrong|incorrect|doubt|unlikely|\w+n['\u2019]t)"
-_HEDGE = r"(?:may|might|could|if|whether)"
+NEGATION = r"(?:not|never|neither|nor|cannot|wrong|incorrect|doubt|unlikely|\w+n['\u2019]t)"
+HEDGE = r"(?:may|might|could|if|whether)"
 _FORWARD = re.compile(
     rf"""
     (?: \b(?P<named> answer | (?:correct|right|best|final|appropriate)[ ](?:option|choice|response) | ans )\b
         (?: [ ]\([^()\n]{{0,40}}\) )?
-        (?: (?:[ \t]++(?!(?:{_NEGATION}|{_HEDGE}|is|was|be)\b)[\w-]++){{0,6}} [ \t]++ (?:is|was|be)\b
+        (?: (?:[ \t]++(?!(?:{NEGATION}|{HEDGE}|is|was|be)\b)[\w-]++){{0,6}} [ \t]++ (?:is|was|be)\b
           | [ \t*_"]*+ (?: [:=→] | -+> | \n ) )
       | \b (?: choose|chose|pick|select|go[ ]with|opt[ ]for
           | (?P<weak> therefore|thus|hence|so(?=[ ]it) | (?:think|believe)(?:[ ]that)? ) )\b
@@ -36,11 +36,11 @@ _FORWARD = re.compile(
 )
 _TOPIC = re.compile(
     rf"\b(?:(?:(?<!differential )diagnosis|findings?|treatment|next step)"
-    rf"(?:[ ]++(?!(?:{_NEGATION}|{_HEDGE}|is|was|are|be)\b)[\w-]++){{0,6}}|option|choice)"
+    rf"(?:[ ]++(?!(?:{NEGATION}|{HEDGE}|is|was|are|be)\b)[\w-]++){{0,6}}|option|choice)"
     r"(?:[ ]++(?:is|was|are|be)\b|[ *_]*+[:=])[ *_:,]*+",
     re.IGNORECASE,
 )
-_NEGATED_BEFORE = re.compile(rf"\b{_NEGATION}\b(?:(?!\bbut\b)[^.,;:!?\n])*$", re.IGNORECASE)
+_NEGATED_BEFORE = re.compile(rf"\b{NEGATION}\b(?:(?!\bbut\b)[^.,;:!?\n])*$", re.IGNORECASE)
 _REVISION = re.compile(
     r"\b(?:wait|actually|however|but|instead|rather|correction|final|finally|therefore|thus|hence|so|conclusion|overall"
     r"|mistake|wrong|incorrect|reconsider\w*|re-?evaluat\w*|second thought|after all)\b",
@@ -129,11 +129,6 @@ _ALSO = re.compile(
 _CONTINUED = re.compile(
     r"\n\s*+(?=(?i:or|also|maybe|perhaps|possibly|alternatively)\b,? ?(?:option )?[(\[]?[A-Z](?:[).:\]][^\n]*)?\s*$)",
     re.M,
-)
-_DOUBT = re.compile(
-    rf"\b(?:{_NEGATION}|{_HEDGE}|no|or|without|than|absen\w+|exclu\w+|rul(?:e|es|ed|ing) out|against|lacks?|differ\w*"
-    r"|inconsistent|instead|unlike|versus|vs|compared|except|less|other|eliminat\w+|all|none)\b|\?",
-    re.IGNORECASE,
 )
 _INLINE = re.compile(r"(?<=\s)(?:(?<=[^\s.!?]\s)[(\[])?([A-Z])[.):\]]{1,2}(?=\s)")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
@@ -370,11 +365,6 @@ def without_continuations(text: str) -> str:
 def is_revised(text: str) -> bool:
     """Returns whether a text has a word such as "however" or "therefore", behind which another answer may stand."""
     return _REVISION.search(text) is not None
-
-
-def is_doubted(text: str) -> bool:
-    """Returns whether a sentence negates, excludes, asks or compares."""
-    return _DOUBT.search(text) is not None
 
 
 def skip_connector(text: str, position: int) -> int:

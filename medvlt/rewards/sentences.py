@@ -13,6 +13,7 @@ import re
 
 from medvlt.rewards import parsing
 from medvlt.rewards.options import Options, Reading, match_tokens
+from medvlt.rewards.parsing import HEDGE, NEGATION
 from medvlt.types import Reason
 
 _LIMIT = 32
@@ -20,6 +21,11 @@ _LIMIT = 32
 
 _SENTENCE_BREAK = re.compile(r"(?<![\s.(][A-Z])[.?!]\s+(?=\S)|\n")
 _SINGLE = re.compile(r"[(\[]?(?<![\w'-])([A-Z])(?![\w'-])[)\]]?")
+_DOUBT = re.compile(
+    rf"\b(?:{NEGATION}|{HEDGE}|no|or|without|than|absen\w+|exclu\w+|rul(?:e|es|ed|ing) out|against|lacks?|differ\w*"
+    r"|inconsistent|instead|unlike|versus|vs|compared|except|less|other|eliminat\w+|all|none)\b|\?",
+    re.IGNORECASE,
+)
 _CUED = re.compile(
     r"(?:[(\[](?i:option|choice) ([A-Z])[)\]]|\b(?i:correspond(?:s|ing) to|equal to|matches|matching)"
     r" (?i:the )?(?i:option|choice) [(\[]?([A-Z])(?![\w'-])[)\]]?)[\s.!]*+$"
@@ -57,6 +63,11 @@ def single_capitals(text: str) -> list[re.Match[str]]:
     return list(_SINGLE.finditer(text))
 
 
+def is_doubted(text: str) -> bool:
+    """Returns whether a sentence negates, excludes, asks or compares."""
+    return _DOUBT.search(text) is not None
+
+
 def paired(text: str, options: Options) -> Reading | None:
     """Returns the option that ends the last sentence with label and text ("(B) Aspirin", "aspirin (B)"), if alone."""
     text = parsing.tidy(last_sentence(text)[-options.window - 1 :]).strip()
@@ -73,7 +84,7 @@ def paired(text: str, options: Options) -> Reading | None:
             rest = text[: before[0].start]
         else:
             continue
-        doubted = _others(rest, options) - {label} or parsing.is_doubted(rest)
+        doubted = _others(rest, options) - {label} or is_doubted(rest)
         return None if doubted else Reading(label, Reason.LABEL_AND_TEXT)
     return None
 
@@ -144,7 +155,7 @@ def _equated(sentence: str, options: Options) -> Reading | None:
 
 def _alone(rest: str, label: str | None, options: Options, reason: Reason) -> Reading | None:
     """Returns the option if the rest of its sentence names no other one and leaves no doubt."""
-    if label is None or parsing.is_doubted(rest) or _HEDGED.search(rest) or _others(rest, options) - {label}:
+    if label is None or is_doubted(rest) or _HEDGED.search(rest) or _others(rest, options) - {label}:
         return None
     return Reading(label, reason)
 

@@ -151,7 +151,8 @@ def check(
         tolerance: Largest mean difference of a completion, in nats.
 
     Raises:
-        EngineError: On every rank, quoting the worst completion; or if the engine refused all prompts.
+        EngineError: On every rank, quoting the worst completion; or if the engine refused all prompts with pictures, or
+            all without.
     """
     comparisons: list[Comparison] = []
     sampled = [group for group in groups if group.completions and all(c.token_ids for c in group.completions)]
@@ -160,10 +161,16 @@ def check(
     # NaN compares with nothing, so disagreement comes first
     worst = max(comparisons, key=lambda c: (not c.agrees(tolerance), c.mean_difference), default=None)
     beyond = sum(not comparison.agrees(tolerance) for comparison in comparisons)
-    reports = gather((len(comparisons), beyond, str(worst)))
+    reports = gather((len(comparisons), beyond, str(worst), {comparison.pictures > 0 for comparison in comparisons}))
     compared, failed = sum(report[0] for report in reports), sum(report[1] for report in reports)
-    if compared == 0:
-        raise EngineError(f"the engine refused all {len(groups)} prompts of the comparison; its warnings say why")
+    seen: set[bool] = set().union(*(report[3] for report in reports))
+    refused = [group for group in groups if bool(group.sample.images) not in seen]
+    if refused:
+        kind = "" if not seen else " with pictures" if True not in seen else " without pictures"
+        raise EngineError(
+            f"the engine refused all {len(refused)} prompts{kind} of the comparison; its warnings say why. Mend "
+            "that, or compare nothing (parity: null)"
+        )
     if failed:
         example = next(report[2] for report in reports if report[1])
         raise EngineError(

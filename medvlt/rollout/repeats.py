@@ -22,8 +22,12 @@ def engine_calls(sampling: SamplingParams) -> list[tuple[SamplingParams, int]]:
 
 
 def joined(calls: Sequence[Sequence[RolloutGroup]]) -> list[RolloutGroup]:
-    """Returns whole groups from those of several calls for the same questions."""
+    """Returns whole groups from those of several calls for the same questions; a call that failed knows no prompt."""
     return [
-        replace(parts[0], completions=tuple(completion for part in parts for completion in part.completions))
+        RolloutGroup(
+            parts[0].sample,
+            next((part.prompt_token_ids for part in parts if part.prompt_token_ids), ()),
+            tuple(completion for part in parts for completion in part.completions),
+        )
         for parts in zip(*calls, strict=True)
     ]

@@ -144,7 +144,7 @@ class CompletionStore:
                 replace(sampling, n=length),
                 [replace(keys[place], first=first) for place, first in missing],
             )
-            fresh = [_storable(group) for group in sampled]
+            fresh = [storable(group) for group in sampled]
             first_numbers = [first for _, first in missing]
             together(partial(self.add, benchmark, fresh, [digests[place] for place, _ in missing], first_numbers))
             for (place, first), part in zip(missing, fresh, strict=True):
@@ -337,8 +337,8 @@ def _gaps(present: Mapping[int, Completion], numbers: range) -> Iterator[tuple[i
             first = number + 1
 
 
-def _storable(group: RolloutGroup) -> RolloutGroup:
-    """Returns the group with texts that UTF-8 can hold: an endpoint may send halves of surrogate pairs."""
+def storable(group: RolloutGroup) -> RolloutGroup:
+    """Returns a group with texts that UTF-8 can hold: an endpoint may send halves of surrogate pairs."""
     completions = [
         replace(c, text=c.text.encode("utf-8", "replace").decode(), error=c.error.encode("utf-8", "replace").decode())
         for c in group.completions

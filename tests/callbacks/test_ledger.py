@@ -224,7 +224,7 @@ def test_versions_and_checkpoint_are_noted(tiny_folder: Path, tmp_path: Path, mo
     before = Ledger.read(tmp_path / "ledger.parquet").probes["tiny"]
     assert (before.checkpoint, before.versions["medvlt"]) == ("", __version__)
     assert {"torch", "transformers"} < before.versions.keys()
-    monkeypatch.setattr("callbacks.ledger.rollout_identity", from_checkpoint)
+    monkeypatch.setattr("callbacks.rollout_settings.rollout_identity", from_checkpoint)
     predict(tmp_path, tiny_folder, Laid())
     assert Ledger.read(tmp_path / "ledger.parquet").probes["tiny"].checkpoint == "last.ckpt"
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 
 from datamodules import BenchmarkDataModule
 from datamodules.benchmarks import EachOnceSampler
+from medvlt.data.controls import Control
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.phantom import Phantom
-from medvlt.errors import ConfigurationError
+from medvlt.data.samples import SampleSet, Source
+from medvlt.errors import ConfigurationError, DataError
+from medvlt.types import Sample
 
 
 def batches(count: int, ranks: int, batch_size: int) -> list[list[list[int]]]:
@@ -65,3 +69,28 @@ def test_batches_name_their_benchmark(tiny_folder: Path) -> None:
 def test_nothing_to_ask(tiny_folder: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"at least one source under data\.benchmarks"):
         BenchmarkDataModule(PromptEncoder(str(tiny_folder))).setup("validate")
+
+
+class Noise(Control):
+    """Its settings are nowhere to be found."""
+
+    name = "noise"
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = sigma
+
+    def __call__(self, sample: Sample) -> Sample:
+        return sample
+
+
+class Odd(Source):
+    def load(self) -> SampleSet:
+        return SampleSet([replace(sample, uid="odd:\ud83d") for sample in Phantom("test", 1).load()])
+
+
+def test_what_could_not_be_written_down(tiny_folder: Path) -> None:
+    encoder = PromptEncoder(str(tiny_folder))
+    with pytest.raises(ConfigurationError, match=r"data\.control: Noise is no dataclass"):
+        BenchmarkDataModule(encoder, control=Noise(2.0))
+    with pytest.raises(DataError, match=r"data\.benchmarks\.odd: the uid 'odd:\\ud83d' has half of a surrogate pair"):
+        BenchmarkDataModule(encoder, {"odd": Odd()}).setup("validate")

@@ -15,7 +15,7 @@ from medvlt.data.phantom import Phantom
 from medvlt.errors import MissingRolloutError
 from medvlt.evaluation.results import read_results
 from medvlt.rollout.scripted import ScriptedEngine
-from medvlt.types import SamplingParams
+from medvlt.types import Completion, RolloutGroup, Sample, SamplingParams
 
 
 def trainer(folder: Path, *callbacks: object) -> Trainer:
@@ -98,6 +98,17 @@ def test_predict_returns_verdicts(data: BenchmarkDataModule, tmp_path: Path) -> 
     verdicts = [verdict for loader in predictions for batch in loader for group in batch.verdicts for verdict in group]
     assert len(verdicts) == 2 * 12
     assert {verdict.label for verdict in verdicts} == {"A"}
+
+
+def test_the_grader_is_the_one_that_was_asked_for() -> None:
+    sample = Sample("1", "?", {"A": "a", "B": "b"}, "B", "b")
+    group = RolloutGroup(sample, (1,), (Completion((7,), "The answer is B.", (-1.0,), "stop"),))
+    verdicts = {policy: RolloutModule(policy).grade_group(group)[0] for policy in ("robust", "reference_reward")}
+    assert {policy: verdict.correct for policy, verdict in verdicts.items()} == {
+        "robust": True,
+        "reference_reward": False,
+    }
+    assert RolloutModule().grader == "robust"
 
 
 def test_missing_callback_is_named(data: BenchmarkDataModule, tmp_path: Path) -> None:

@@ -97,10 +97,7 @@ def build_benchmark(
         provenance={
             "command": "medvlt data build benchmark",
             "benchmark": benchmark,
-            "source": str(reader.source),
-            "revision": revision,
-            "expected": reader.expected_rows,
-            "options_file": options_file,
+            **{field.name: getattr(reader, field.name) for field in fields(reader)},
         },
         notes=_notes(samples),
         overwrite=overwrite,

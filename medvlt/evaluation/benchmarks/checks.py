@@ -54,8 +54,13 @@ class BenchmarkChecks:
         """What is checked of each record; how many may fail is decided afterwards, by `checked`."""
         return ReadChecks(max_drop_share=1.0, check_images=self.check_images, open_questions=True)
 
-    def checked(self, samples: SampleSet) -> SampleSet:
+    def checked(self, samples: SampleSet, *, part: bool = False) -> SampleSet:
         """Returns the samples if they are all there.
+
+        Args:
+            samples: The set.
+            part: Whether it is a part of what its source read. Records that the source left out may be of other parts:
+                they are counted only where it is not known how many questions there must be.
 
         Raises:
             DataError: If too many are missing or open, or there are more than expected.
@@ -66,7 +71,8 @@ class BenchmarkChecks:
                 f"{name}: expected {expected:,} questions, got {found:,}, {found - expected:,} too many; name the "
                 "split and the revision that were meant, or correct `expected`"
             )
-        lost = max(samples.report.drops.total(), 0 if expected is None else expected - found)
+        missing = 0 if expected is None else expected - found
+        lost = missing if part and expected is not None else max(samples.report.drops.total(), missing)
         if lost:
             self._judge_lost(samples, lost)
         opened = [uid for index, uid in enumerate(samples.uids) if not samples.light(index).options]
@@ -84,6 +90,8 @@ class BenchmarkChecks:
             message += f". Unusable {len(dropped):,}: {report.commonest(NAMED)}. First: {uids}"
         else:
             message += ". None was unusable: they are not in the source"
+        if not len(samples):
+            raise DataError(f"{message}. Correct the source")
         if lost > self.max_lost:
             raise DataError(
                 f"{message}. A score over what is left is not the benchmark's. Correct the source, or accept the loss "
@@ -98,7 +106,7 @@ class BenchmarkChecks:
         message += ", ".join(opened[:NAMED])
         if len(opened) > self.max_open:
             raise DataError(
-                f"{message}; max_open={self.max_open} allows fewer. Give them options (of closed questions: "
-                "options_file), or keep them so with a higher max_open"
+                f"{message}; max_open={self.max_open} allows fewer. Give them options (closed questions get theirs by "
+                "options_file when they are converted from original rows), or keep them so with a higher max_open"
             )
         logger.warning("%s", message)

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from medvlt.data.samples import Source
+from medvlt.data.drops import RecordError
+from medvlt.data.samples import SampleSet, Source
 from medvlt.data.schema import Record
 from medvlt.evaluation.benchmarks.extraction import YES_NO, extract_options, label_of
 from medvlt.evaluation.benchmarks.options_file import GivenOptions, read_options
 from medvlt.evaluation.benchmarks.originals import OriginalBenchmark, encoded_pictures, lettered, wanted_text
-from medvlt.evaluation.benchmarks.rows import Convert, Part, Row
+from medvlt.evaluation.benchmarks.rows import Convert, Part, Row, StoredRows
 
 ADAPTLLM = "AdaptLLM/biomed-VQA-benchmark"
 
@@ -64,11 +66,14 @@ class ClosedQuestions(OriginalBenchmark):
     Args:
         options_file: JSON Lines with the options of some questions, which go before what the wording says: `options`,
             a list of texts, and `question` (the text) or `hash` (first 16 hex digits of SHA-256 over question and
-            answer, the column of the published set).
+            answer, the column of the published set). A line that is of no question, or whose options lack the
+            annotated answer, is an error.
     """
 
     columns: ClassVar[frozenset[str]] = frozenset({"image", "input", "label", "answer_type"})
     pictures: ClassVar[tuple[str, ...]] = _PICTURES
+
+    conversion: ClassVar[tuple[str, ...]] = ("options_file",)
 
     options_file: str | Path | None = None
 
@@ -83,6 +88,11 @@ class ClosedQuestions(OriginalBenchmark):
             DataError: If it cannot be used.
         """
         return None if self.options_file is None else read_options(self.options_file)
+
+    def _converted(self, rows: StoredRows) -> SampleSet:
+        if (given := self.given()) is not None:
+            given.check(_asked(rows), str(self.options_file))
+        return super()._converted(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +179,9 @@ class ClosedConverter:
         Raises:
             RecordError: If the row lacks question or answer.
         """
-        if wanted_text(row, "answer_type").upper() != "CLOSED":
+        if (asked := closed_question(row)) is None:
             return None
-        question, answer = wanted_text(row, "input"), wanted_text(row, "label")
-        identity = question_hash(str(row["input"]), str(row["label"]))
+        question, answer, identity = asked
         texts, origin = self._options(question, identity)
         options = lettered(texts)
         label = label_of(answer, options)
@@ -193,6 +202,28 @@ class ClosedConverter:
         return (extract_options(question) or (), "question") if self.fixed is None else (self.fixed, "set")
 
 
+def closed_question(row: Row) -> tuple[str, str, str] | None:
+    """Returns question, annotated answer and hash of a row, None of an open question.
+
+    Raises:
+        RecordError: If the row lacks question or answer.
+    """
+    if wanted_text(row, "answer_type").upper() != "CLOSED":
+        return None
+    identity = question_hash(str(row.get("input")), str(row.get("label")))
+    return wanted_text(row, "input"), wanted_text(row, "label"), identity
+
+
+def _asked(rows: StoredRows) -> Iterator[tuple[str, str, str]]:
+    for row, _ in rows.texts(["input", "label", "answer_type"]):
+        try:
+            found = closed_question(row)
+        except RecordError:  # told when the row is read
+            continue
+        if found is not None:
+            yield found
+
+
 def pmc_vqa_record(row: Row, number: int) -> Record:
     """Returns the record of a row of PMC-VQA: `input` is "Question: ..." with the choices behind it.
 
@@ -203,7 +234,7 @@ def pmc_vqa_record(row: Row, number: int) -> Record:
     return {
         "images": encoded_pictures(row, _PICTURES),
         "question": question,
-        "options": lettered([str(row[letter] or "") for letter in "ABCD"]),
+        "options": lettered(["" if row[letter] is None else str(row[letter]) for letter in "ABCD"]),
         "answer_label": wanted_text(row, "label"),
         "dataset_index": number,
     }

@@ -8,12 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from medvlt.curation.stored import stored
-from medvlt.data.drops import RecordError
+from medvlt.data.drops import DropReason, RecordError
 from medvlt.data.mixture import Subset
 from medvlt.data.samples import SampleSet, Source
+from medvlt.data.schema import Record
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.benchmarks.checks import BenchmarkChecks
-from medvlt.evaluation.benchmarks.rows import Part, Row, StoredRows, as_stored, read_rows, stored_rows
+from medvlt.evaluation.benchmarks.originals import marked_record
+from medvlt.evaluation.benchmarks.rows import Part, Row, StoredRows, read_rows, stored_rows
 
 PUBLISHED = "UCSC-VLAA/MedVLThinker-Eval"
 """The set on the Hub."""
@@ -65,36 +67,23 @@ class MedVLThinkerEval(BenchmarkChecks, Source):
             DataError: If they cannot be read, or are not all there.
         """
         if isinstance(self.source, Source):
-            return self.checked(Subset(stored(self.source), self.benchmark).load())
+            source = stored(self.source, revision=self.revision)
+            return self.checked(Subset(source, self.benchmark).load(), part=True)
         rows = self._rows(self.source)
         if "dataset_name" not in rows.columns:
             raise DataError(
                 f"{rows.source}: expected the column dataset_name, which tells the benchmarks apart, got "
                 f"{', '.join(sorted(rows.columns))}; read a set of one benchmark with `Benchmark`"
             )
-        samples = read_rows(
-            self._own(rows), as_stored, self.read_checks, dataset_name=self.benchmark, pictures=("images",)
+        own = rows.of([self.benchmark], unnamed=None, source=f"{rows.source} ({self.benchmark})")
+        return self.checked(
+            read_rows(own, named_record, self.read_checks, dataset_name=self.benchmark, pictures=("images",))
         )
-        return self.checked(samples)
 
     def _rows(self, place: str | Path) -> StoredRows:
         if Path(place).exists():
-            return stored_rows(place, (Part(None, "test"),))
+            return stored_rows(place, (Part(None, "test"),), self.revision)
         return _hub_rows(str(place), self.revision)
-
-    def _own(self, rows: StoredRows) -> StoredRows:
-        """Returns the rows of this benchmark; of a table, one column is read to find them."""
-        source = f"{rows.source} ({self.benchmark})"
-        if isinstance(rows.rows, list):
-            names = [row["dataset_name"] if _named(row) else None for row in rows.rows]  # type: ignore[index]
-            own = [row for row, name in zip(rows.rows, names, strict=True) if name in (self.benchmark, None)]
-            return StoredRows(source, own, rows.columns, rows.folder)
-        found = rows.rows["dataset_name"]
-        chosen = [number for number, name in enumerate(found) if name == self.benchmark]
-        if not chosen:
-            known = ", ".join(sorted({str(name) for name in found}))
-            raise DataError(f"{rows.source}: no question of {self.benchmark}; its data sets: {known}")
-        return StoredRows(source, rows.rows.select(chosen), rows.columns, rows.folder)
 
 
 @lru_cache(maxsize=4)
@@ -102,5 +91,12 @@ def _hub_rows(name: str, revision: str | None) -> StoredRows:
     return stored_rows(name, (Part(None, "test"),), revision)
 
 
-def _named(row: Row | RecordError) -> bool:
-    return not isinstance(row, RecordError) and row.get("dataset_name") is not None
+def named_record(row: Row, number: int) -> Record:
+    """Returns the record of a row that says which benchmark it is of.
+
+    Raises:
+        RecordError: If it does not.
+    """
+    if not row.get("dataset_name"):
+        raise RecordError(DropReason.BAD_FIELD, "`dataset_name` is missing: the row may be of any benchmark of the set")
+    return marked_record(row, number)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -16,7 +16,7 @@ from medvlt.data.samples import SampleSet, Source
 from medvlt.data.schema import Record
 from medvlt.errors import DataError
 from medvlt.evaluation.benchmarks.originals import OriginalBenchmark, wanted_text
-from medvlt.evaluation.benchmarks.rows import Convert, Part, Row, StoredRows
+from medvlt.evaluation.benchmarks.rows import Convert, Part, Row, StoredRows, read_rows
 
 ARCHIVE = "images.zip"
 
@@ -40,6 +40,7 @@ class MedXpertQAMM(OriginalBenchmark):
     parts: ClassVar[tuple[Part, ...]] = (Part("MM", "test"),)
     columns: ClassVar[frozenset[str]] = frozenset({"id", "question", "options", "label", "images"})
     pictures: ClassVar[tuple[str, ...]] = ("images",)
+    conversion: ClassVar[tuple[str, ...]] = ("images",)
 
     source: str | Path | Source = "TsinghuaC3I/MedXpertQA"
     images: str | Path | None = None
@@ -51,7 +52,9 @@ class MedXpertQAMM(OriginalBenchmark):
 
     def _converted(self, rows: StoredRows) -> SampleSet:
         folder = self._pictures()
-        return super()._converted(StoredRows(rows.source, rows.rows, rows.columns, folder if folder.is_dir() else None))
+        rows = replace(rows, folder=folder if folder.is_dir() else None)
+        convert = MedXpertConverter(folder)
+        return read_rows(rows, convert, self.read_checks, dataset_name=self.name, pictures=self.pictures)
 
     def _pictures(self) -> Path:
         """Returns where the pictures are: a folder or an archive.

@@ -24,7 +24,7 @@ SUBSETS = (
 )
 
 _PICTURES = tuple(f"image_{number}" for number in range(1, 8))
-_MARKER = re.compile(r"\s*<image \d+>\s*")
+_MARKERS = re.compile(r"(?:\s*<image \d+>\s*)+([,;:?!]|\.(?!\d))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def mmmu_record(row: Row, number: int) -> Record | None:
 
 def without_markers(question: str) -> str:
     """Returns a question without `<image N>`, one blank in the place of those around it, none before punctuation."""
-    return re.sub(r" +([.,;:?!])", r"\1", _MARKER.sub(" ", question)).strip()
+    return _MARKERS.sub(lambda found: found[1] or " ", question).strip()
 
 
 def listed_options(value: object) -> list[str]:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 from medvlt.data.drops import RecordError
 from medvlt.data.sources import json_records
 from medvlt.errors import DataError
+from medvlt.evaluation.benchmarks.extraction import label_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,33 @@ class GivenOptions:
             question: Its text.
             identity: Its hash; see `by_hash`.
         """
-        return self.by_hash.get(identity) or self.by_question.get(" ".join(question.split()))
+        return self.by_hash.get(identity) or self.by_question.get(_joined(question))
+
+    def check(self, asked: Iterable[tuple[str, str, str]], source: str) -> None:
+        """Makes sure that every entry is of a question, and holds what the question was answered with.
+
+        Args:
+            asked: Question, annotated answer and hash of every question.
+            source: The file.
+
+        Raises:
+            DataError: If an entry is of none, or lacks the answer.
+        """
+        unused, wrong = {*self.by_hash, *self.by_question}, []
+        for question, answer, identity in asked:
+            unused -= {identity, _joined(question)}
+            found = self.find(question, identity)
+            if found is not None and label_of(answer, dict(zip(ascii_uppercase, found, strict=False))) is None:
+                wrong.append(f"{question!r:.80} ({', '.join(found)}; annotated: {answer})")
+        for fault, entries in (
+            ("are of no closed question of the source", sorted(unused)),
+            ("lack the annotated answer", wrong),
+        ):
+            if entries:
+                raise DataError(
+                    f"{source}: the options of {len(entries)} entries {fault}: {'; '.join(entries[:5])}. Correct them "
+                    "or take them out of options_file"
+                )
 
 
 def read_options(path: str | Path) -> GivenOptions:
@@ -54,7 +82,7 @@ def read_options(path: str | Path) -> GivenOptions:
                     f"{path}, entry {number}: expected `options` with two or more different texts and a `question` or "
                     f"a `hash`, got {record!r:.200}"
                 )
-            key, found = " ".join(key.split()), tuple(texts)
+            key, found = _joined(key), tuple(texts)
             if tables[kind].setdefault(key, found) != found:
                 raise DataError(
                     f"{path}, entry {number}: other options for {key!r:.80} than before; name the questions by `hash` "
@@ -63,3 +91,7 @@ def read_options(path: str | Path) -> GivenOptions:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; correct options_file") from error
     return GivenOptions(tables["hash"], tables["question"])
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())

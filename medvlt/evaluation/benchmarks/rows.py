@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -50,22 +51,59 @@ class StoredRows:
         rows: A table, or the rows of a file of lines with an error for each that holds none.
         columns: Names of the columns.
         folder: Folder that pictures stored as paths lie in; None if it has none.
+        name: Data set of rows that name none.
+        numbers: Number of each row in the place, from 0, where these are only some of its rows.
     """
 
     source: str
     rows: Dataset | list[Record | RecordError]
     columns: frozenset[str]
     folder: Path | None
+    name: str
+    numbers: Sequence[int] | None = None
+
+    def texts(self, names: Sequence[str]) -> Iterator[tuple[Row, int]]:
+        """Yields every readable row with its position; of a table, these columns only."""
+        rows = self.rows if isinstance(self.rows, list) else self.rows.select_columns(list(names))
+        yield from ((row, number) for number, row in enumerate(rows) if not isinstance(row, RecordError))
+
+    def of(self, names: Collection[str], *, unnamed: str | None, source: str) -> StoredRows:
+        """Returns the rows of some data sets, and those of which nobody can tell; of a table, one column is read.
+
+        Args:
+            names: Values of the column `dataset_name`.
+            unnamed: Data set of rows that name none; None for a place in which every row must name one.
+            source: These rows in words.
+
+        Raises:
+            DataError: If there is no row of a data set.
+        """
+        if isinstance(self.rows, list):
+            found = [None if isinstance(row, RecordError) else row.get("dataset_name") or unnamed for row in self.rows]
+        elif "dataset_name" in self.columns:
+            found = [name or unnamed for name in self.rows["dataset_name"]]
+        else:
+            found = [unnamed] * len(self.rows)
+        chosen = [number for number, name in enumerate(found) if name is None or name in names]
+        if missing := [name for name in names if name not in found]:
+            known = Counter(str(name) for name in found if name is not None)
+            raise DataError(
+                f"{self.source}: no question of {', '.join(missing)}; its data sets: "
+                + ", ".join(f"{name} ({count:,})" for name, count in known.items())
+            )
+        rows = [self.rows[number] for number in chosen] if isinstance(self.rows, list) else self.rows.select(chosen)
+        return replace(self, rows=rows, source=source, numbers=chosen)
 
 
-def stored_rows(place: str | Path, parts: Sequence[Part], revision: str | None = None) -> StoredRows:
+def stored_rows(place: str | Path, parts: Sequence[Part] = (), revision: str | None = None) -> StoredRows:
     """Returns the rows of a place, unchecked.
 
     Args:
         place: A JSON Lines or Parquet file, a folder written by `save_to_disk` or in the Hub's layout, or a name on
             the Hub.
         parts: What to take of a set on the Hub, in order. Whatever else a place is, all of its rows are taken; of a
-            saved folder with several splits, that of the first part.
+            saved folder with several splits, that of the first part. By default the split `train` of a set on the
+            Hub, and the only split of a folder.
         revision: Commit, branch or tag of a name on the Hub.
 
     Raises:
@@ -81,23 +119,25 @@ def stored_rows(place: str | Path, parts: Sequence[Part], revision: str | None =
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}; correct the path") from error
         columns = {name for record in records if not isinstance(record, RecordError) for name in record}
-        return StoredRows(str(path), records, frozenset(columns), path.parent)
+        return StoredRows(str(path), records, frozenset(columns), path.parent, path.stem)
     if kind is HubDataset:
         from datasets import concatenate_datasets
 
         tables = [
-            HubDataset(str(place), split=part.split, subset=part.subset, revision=revision).table() for part in parts
+            HubDataset(str(place), split=part.split, subset=part.subset, revision=revision).table()
+            for part in parts or (Part(None, "train"),)
         ]
         table = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
-        return StoredRows(str(place), table, frozenset(table.column_names), None)
+        return StoredRows(str(place), table, frozenset(table.column_names), None, str(place))
     if kind is Parquet:
         folder = path if path.is_dir() else path.parent
+        name = min(path.glob("*.parquet")).stem if path.is_dir() else path.stem
         table = Parquet(str(place)).table()
     else:
-        folder = path
+        folder, name = path, path.resolve().name
         several = (path / "dataset_dict.json").is_file()
-        table = SavedDataset(path, split=parts[0].split if several else None).table()
-    return StoredRows(str(place), table, frozenset(table.column_names), folder)
+        table = SavedDataset(path, split=parts[0].split if several and parts else None).table()
+    return StoredRows(str(place), table, frozenset(table.column_names), folder, name)
 
 
 class ConvertedRows(BuiltSamples):
@@ -156,26 +196,34 @@ def read_rows(
         pictures: Columns that hold pictures.
 
     Raises:
-        DataError: If no row can be used.
+        DataError: If there is no row.
     """
-    reader = RecordReader(checks, source=stored.source, dataset_name=dataset_name, image_root=stored.folder)
+    reader = _Reader(checks, source=stored.source, dataset_name=dataset_name, image_root=stored.folder)
     numbers: list[int] = []
     if isinstance(stored.rows, list):
         records = _records(stored.rows, convert, numbers)
         samples = [sample for _, sample in reader.accept(records, len(stored.rows))]
-        return SampleSet(samples, _report(reader, numbers), uids=[sample.uid for sample in samples])
+        return SampleSet(samples, _report(reader, numbers, stored), uids=[sample.uid for sample in samples])
     table = ConvertedRows(stored.rows, convert, dataset_name=dataset_name, pictures=pictures, image_root=stored.folder)
     kept, uids = [], []
     for position, sample in reader.accept(_records(table.rows(), convert, numbers), len(table)):
         kept.append(numbers[position])
         uids.append(sample.uid)
-    return SampleSet(View(SampleSet(table), kept), _report(reader, numbers), uids=uids)
+    return SampleSet(View(SampleSet(table), kept), _report(reader, numbers, stored), uids=uids)
 
 
 def as_stored(row: Row, number: int) -> Record:
     """Converts nothing: the row is a record."""
     del number
     return row
+
+
+class _Reader(RecordReader):
+    def finish(self) -> ReadReport:
+        """Returns the report, also where no record can be used: the checks of a benchmark say so in their own words."""
+        if self._dropped and len(self._dropped) == self._read:
+            return ReadReport(self.source, self._read, 0, tuple(self._dropped))
+        return super().finish()
 
 
 def _records(rows: Iterable[Row | RecordError], convert: Convert, numbers: list[int]) -> Iterator[Record | RecordError]:
@@ -190,7 +238,9 @@ def _records(rows: Iterable[Row | RecordError], convert: Convert, numbers: list[
             yield record
 
 
-def _report(reader: RecordReader, numbers: list[int]) -> ReadReport:
-    """Returns the report with the rows' own numbers: the reader saw only those of the benchmark."""
+def _report(reader: RecordReader, numbers: list[int], stored: StoredRows) -> ReadReport:
+    """Returns the report with the numbers of the rows in their place: the reader saw only those of the benchmark."""
     report = reader.finish()
+    if stored.numbers is not None:
+        numbers = [stored.numbers[number] for number in numbers]
     return replace(report, dropped=tuple(replace(drop, row=numbers[drop.row]) for drop in report.dropped))

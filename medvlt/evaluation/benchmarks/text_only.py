@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from medvlt.data.drops import DropReason, RecordError
-from medvlt.data.samples import Source
+from medvlt.data.samples import SampleSet, Source
 from medvlt.data.schema import Record
 from medvlt.errors import DataError
 from medvlt.evaluation.benchmarks.medxpertqa import options_by_letter
-from medvlt.evaluation.benchmarks.originals import OriginalBenchmark, lettered, wanted_text
-from medvlt.evaluation.benchmarks.rows import Convert, Part, Row
+from medvlt.evaluation.benchmarks.originals import OriginalBenchmark, lettered, marked, wanted_text
+from medvlt.evaluation.benchmarks.rows import Convert, Part, Row, StoredRows
 
 SUBJECTS = (
     "anatomy",
@@ -62,7 +62,7 @@ class MedMCQAValidation(OriginalBenchmark):
     """MedMCQA, Indian entrance exams: the 4,183 questions of the validation split, as the test has no public answers.
 
     Columns: `id`, `question`, `opa` to `opd`, `cop` (0 to 3 on the Hub). In the authors' own files `cop` counts from 1;
-    these are refused at the first 4.
+    these are refused as a whole at the first 4.
 
     Args:
         source: The rows; see `OriginalBenchmark`.
@@ -92,13 +92,15 @@ class PubMedQALabeled(OriginalBenchmark):
     Args:
         source: The rows; see `OriginalBenchmark`.
         only: JSON file with the identifiers to keep, a list or the keys of an object, such as the authors' test file;
-            set `expected: 500` with that one.
+            set `expected: 500` with that one. All of them must be there.
         expected: How many questions there must be; null takes any number.
     """
 
     name: ClassVar[str] = "pubmedqa"
     parts: ClassVar[tuple[Part, ...]] = (Part("pqa_labeled", "train"),)
     columns: ClassVar[frozenset[str]] = frozenset({"question", "context", "final_decision"})
+
+    conversion: ClassVar[tuple[str, ...]] = ("only",)
 
     source: str | Path | Source = "qiaojin/PubMedQA"
     only: str | Path | None = None
@@ -107,6 +109,16 @@ class PubMedQALabeled(OriginalBenchmark):
     def converter(self) -> Convert:
         """See `OriginalBenchmark`."""
         return PubMedConverter(None if self.only is None else _identifiers(Path(self.only)))
+
+    def _converted(self, rows: StoredRows) -> SampleSet:
+        if self.only is not None:
+            known = {_identity(row, number) for row, number in rows.texts(sorted(rows.columns & {"pubid", "question"}))}
+            if missing := sorted(_identifiers(Path(self.only)) - known):
+                raise DataError(
+                    f"{rows.source}: {len(missing):,} identifiers of {self.only} are not in it: "
+                    f"{', '.join(missing[:5])}; correct `only` or the source"
+                )
+        return super()._converted(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +148,17 @@ def medqa_record(row: Row, number: int) -> Record:
     """Returns the record of a row of MedQA.
 
     Raises:
-        RecordError: If it lacks options or letter.
+        RecordError: If it lacks options or letter, or the answer is another option than the letter's.
     """
-    options = options_by_letter(row.get("options"))
+    options, label, answer = options_by_letter(row.get("options")), row.get("answer_idx"), row.get("answer")
+    if isinstance(answer, str) and isinstance(label, str) and answer.strip() != options.get(label, answer).strip():
+        raise RecordError(
+            DropReason.ANSWER_MISMATCH,
+            f"answer_idx {label!r} stands for {options[label]!r:.80}, but answer is {answer!r:.80}",
+        )
     return {
         "question": wanted_text(row, "question"),
-        "options": dict(zip(options, lettered(list(options.values())).values(), strict=True)),
+        "options": marked(options),
         "answer_label": wanted_text(row, "answer_idx"),
         "dataset_index": number,
     }
@@ -153,7 +170,7 @@ def medmcqa_record(row: Row, number: int) -> Record:
     Raises:
         RecordError: If it lacks question or answer.
     """
-    options = lettered([str(row.get(f"op{letter}") or "") for letter in "abcd"])
+    options = lettered(["" if row.get(name) is None else str(row[name]) for name in ("opa", "opb", "opc", "opd")])
     return {
         "question": wanted_text(row, "question"),
         "options": options,
@@ -199,7 +216,7 @@ class PubMedConverter:
         Raises:
             RecordError: If it lacks abstract, question or decision.
         """
-        identity = str(row.get("pubid") or number)
+        identity = _identity(row, number)
         if self.only is not None and identity not in self.only:
             return None
         context = row.get("context")
@@ -217,14 +234,20 @@ class PubMedConverter:
         }
 
 
+def _identity(row: Row, number: int) -> str:
+    return str(number if row.get("pubid") is None else row["pubid"])
+
+
 def _letter_at(row: Row, name: str, count: int) -> str:
     place = row.get(name)
     if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < count:
         return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[place]
-    raise RecordError(
-        DropReason.BAD_LABEL,
-        f"`{name}` must be a place from 0 to {count - 1}, got {place!r:.40}; does it count from 1?",
-    )
+    if place == count:
+        raise DataError(
+            f"`{name}` must be a place from 0 to {count - 1}, got {place!r} of {count} options: it counts from 1 here, "
+            "and every answer would be wrong by one; take the set from the Hub, or subtract 1 in every row"
+        )
+    raise RecordError(DropReason.BAD_LABEL, f"`{name}` must be a place from 0 to {count - 1}, got {place!r:.40}")
 
 
 def _identifiers(path: Path) -> frozenset[str]:

@@ -11,6 +11,7 @@ from medvlt.evaluation.page.pictures import Thumbnails
 from medvlt.evaluation.page.svg import glyph
 from medvlt.evaluation.page.text import TEXT_LIMIT, parts, shortened
 from medvlt.evaluation.runs import EvaluationRun, shown_questions
+from medvlt.evaluation.scores import ReportData, RunScores
 
 COMPLETIONS = 8
 """Completions of one question and run that are shown."""
@@ -120,13 +121,13 @@ class Card:
 
 
 def cards(
-    runs: Sequence[EvaluationRun], labels: Sequence[str], questions: int, thumbnails: Thumbnails, notes: list[str]
+    runs: Sequence[EvaluationRun], data: ReportData, questions: int, thumbnails: Thumbnails, notes: list[str]
 ) -> list[Card]:
     """Returns some questions of each benchmark, those of which the runs kept thumbnails first.
 
     Args:
         runs: In the order of the report.
-        labels: Of the runs.
+        data: Their scores, in that order.
         questions: Most questions of each benchmark.
         thumbnails: Gives the pictures.
         notes: Where to add what was left out.
@@ -151,18 +152,13 @@ def cards(
             name,
             uid,
             [(number, runs[number], stored[number].get((name, uid), [])) for number in ordered],
-            labels,
+            data,
             limit,
             thumbnails,
         )
         for place, name in enumerate(benchmarks)
         for uid in chosen[name]
     ]
-
-
-def knows_lengths(run: EvaluationRun) -> bool:
-    """Returns whether the lengths of completions were stored; other harnesses may not have kept them."""
-    return run.about.get("lengths") is not False
 
 
 def text_limit(completions: int) -> int:
@@ -203,8 +199,6 @@ def answer(record: Mapping[str, Any], limit: int, *, lengths: bool = True) -> An
         tokens=int(record["tokens"]) if lengths else None,
         finish=str(record["finish_reason"]),
         error=shortened(str(record.get("error") or ""), FIELD_LIMIT),
-        reward=record.get("reward"),
-        advantage=record.get("advantage"),
     )
 
 
@@ -213,7 +207,7 @@ def _card(
     name: str,
     uid: str,
     found: Sequence[tuple[int, EvaluationRun, Sequence[Mapping[str, Any]]]],
-    labels: Sequence[str],
+    data: ReportData,
     limit: int,
     thumbnails: Thumbnails,
 ) -> Card:
@@ -221,7 +215,9 @@ def _card(
     first = there[0][2][0]
     pictures = next((lines[0]["picture_ids"] for _, _, lines in there if lines[0]["picture_ids"]), ())
     in_order = sorted(there, key=lambda item: item[0])
-    groups = [_group(number, labels[number], run, lines, options(first), limit) for number, run, lines in in_order]
+    groups = [
+        _group(number, data.runs[number], name, run, lines, options(first), limit) for number, run, lines in in_order
+    ]
     return Card(
         benchmark=place,
         heading=name,
@@ -236,22 +232,24 @@ def _card(
 
 def _group(
     number: int,
-    name: str,
+    scores: RunScores,
+    benchmark: str,
     run: EvaluationRun,
     lines: Sequence[Mapping[str, Any]],
     asked: tuple[Option, ...],
     limit: int,
 ) -> Group:
-    own, control = options(lines[0]), run.about.get("control")
+    own, control, score = options(lines[0]), run.about.get("control"), scores.of(benchmark)
+    lengths = score is not None and score.mean_tokens is not None
     return Group(
         run=number,
         glyph=glyph(number),
-        label=name,
+        label=scores.label,
         control=str(control.get("name") or "unnamed") if isinstance(control, dict) else "",
         right=sum(bool(line["correct"]) for line in lines),
         n=len(lines),
         options=() if own == asked else own,
-        answers=tuple(answer(line, limit, lengths=knows_lengths(run)) for line in lines[:COMPLETIONS]),
+        answers=tuple(answer(line, limit, lengths=lengths) for line in lines[:COMPLETIONS]),
     )
 
 

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from medvlt.evaluation.page.book import knows_lengths
 from medvlt.evaluation.page.figures import Shown, legend
 from medvlt.evaluation.page.svg import colour, grid, marker
-from medvlt.evaluation.page.text import label, percent
+from medvlt.evaluation.page.text import label
 from medvlt.evaluation.runs import EvaluationRun
 from medvlt.evaluation.scores import MEAN, ReportData, RunScores
+from medvlt.evaluation.wording import MEAN_NAME, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 QUANTILES = 5
+
+LEAST = 10
+"""Completions of a group of similar length; smaller ones are not shown."""
 
 
 class LengthBin(NamedTuple):
@@ -66,6 +69,8 @@ def pass_curves(data: ReportData) -> Shown | None:
         return None
 
     def draw(axes: Axes, name: str) -> None:
+        if name == MEAN:
+            axes.set_title(MEAN_NAME)
         most = 1
         for number, run in enumerate(data.runs):
             curve = mean_curve(run) if name == MEAN else _curve(run, name)
@@ -153,21 +158,25 @@ def pass_counts(data: ReportData) -> Shown | None:
 def lengths(data: ReportData, runs: Sequence[EvaluationRun]) -> Shown | None:
     """Returns the accuracy of short and long completions, in groups of equal size; None if no run knows lengths."""
     found = {
-        (number, name): length_bins(answers.tokens[~answers.failed], answers.correct[~answers.failed])
+        (number, name): bins
         for number, run in enumerate(runs)
-        if knows_lengths(run)
         for name, answers in run.benchmarks.items()
+        if (score := data.runs[number].of(name)) is not None and score.mean_tokens is not None
+        if (bins := _large(answers.tokens[~answers.failed], answers.correct[~answers.failed]))
     }
-    if not any(found.values()):
+    if not found:
         return None
     labels = {number: data.runs[number].label for number, _ in found}
+    panels = [name for name in data.benchmarks if any(name == of for _, of in found)]
 
     def draw(axes: Axes, name: str) -> None:
         for number in range(len(runs)):
             bins = found.get((number, name), [])
             x, y = [b.mean_tokens for b in bins], [100 * b.accuracy for b in bins]
             axes.plot(x, y, color=colour(number), marker=marker(number), markersize=4)
-        axes.set(ylim=(0, 102), xlabel="mean tokens", ylabel="accuracy, %")
+        sizes = [b.completions for (_, of), bins in found.items() if of == name for b in bins]
+        counts = f"mean tokens of groups of {min(sizes):,} to {max(sizes):,}"
+        axes.set(ylim=(0, 102), xlabel=counts, ylabel="accuracy, %")
 
     rows = tuple(
         (
@@ -183,11 +192,17 @@ def lengths(data: ReportData, runs: Sequence[EvaluationRun]) -> Shown | None:
     return Shown(
         "lengths",
         "Length against correctness",
-        f"Completions that came, in up to {QUANTILES} groups between quantiles of their length. Hard questions draw "
+        f"Completions that came, in up to {QUANTILES} groups between quantiles of their length; how many "
+        f"are in a group stands below each panel, and groups of fewer than {LEAST} are left out. Hard questions draw "
         "long answers, so a falling line does not say that thinking harms.",
-        f"Accuracy by length of the completion, {len(labels)} runs on {len(data.benchmarks)} benchmarks.",
-        grid("lengths", data.benchmarks, draw),
+        f"Accuracy by length of the completion, {len(labels)} runs on {len(panels)} benchmarks.",
+        grid("lengths", panels, draw),
         legend(labels),
         ("run", "benchmark", "tokens", "completions", "accuracy, %"),
         rows,
     )
+
+
+def _large(tokens: npt.NDArray[np.int64], correct: npt.NDArray[np.bool_]) -> list[LengthBin]:
+    bins = length_bins(tokens, correct, max(1, min(QUANTILES, len(tokens) // LEAST)))
+    return [one for one in bins if one.completions >= LEAST]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medvlt.evaluation.page.svg import INK, MUTED, PAPER, colour, drawing, glyph, inline, marker
-from medvlt.evaluation.page.text import label, percent
+from medvlt.evaluation.page.text import LABEL_LIMIT, label
 from medvlt.evaluation.published import PublishedRow
 from medvlt.evaluation.scores import MEAN, Interval, ReportData, RunScores
+from medvlt.evaluation.wording import benchmark_name, percent, with_bounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def legend(labels: Mapping[int, str]) -> tuple[LegendEntry, ...]:
     Args:
         labels: Number of a run to its label.
     """
-    return tuple(LegendEntry(glyph(number), number % 8, label(name, 80)) for number, name in labels.items())
+    return tuple(LegendEntry(glyph(number), number % 8, label(name, 160)) for number, name in labels.items())
 
 
 def forest(data: ReportData, published: Sequence[PublishedRow], comparable: Sequence[str], *, with_mean: bool) -> Shown:
@@ -75,16 +76,18 @@ def forest(data: ReportData, published: Sequence[PublishedRow], comparable: Sequ
     Args:
         data: With at least one run.
         published: Rows of the literature.
-        comparable: Benchmarks whose published scores are of the same questions.
+        comparable: Benchmarks whose published scores are of as many questions.
         with_mean: Whether published averages are over the same benchmarks.
     """
     blocks = [*data.benchmarks, *([MEAN] if len(data.benchmarks) > 1 else [])]
+    labels = [run.label for run in data.runs]
     rows = len(blocks) * (len(data.runs) + 1) + len(comparable) + with_mean
     with drawing(11.6, 0.7 + 0.235 * rows) as figure:
         axes: Axes = figure.subplots()
         y, ticks, names = 0.0, [], []
         for block in blocks:
-            axes.text(0, y + 0.1, block, fontweight="bold", va="center", ha="left", color=INK)
+            heading = label(benchmark_name(block), 60)
+            axes.text(0, y + 0.1, heading, fontweight="bold", va="center", ha="left", color=INK)
             y += 1
             top = y
             for number, run in enumerate(data.runs):
@@ -116,6 +119,7 @@ def forest(data: ReportData, published: Sequence[PublishedRow], comparable: Sequ
         + (hollow if comparable else ""),
         f"Accuracies of {len(data.runs)} runs on {len(data.benchmarks)} benchmarks, as in the table of results.",
         svg,
+        legend(dict(enumerate(labels))) if any(len(name) > LABEL_LIMIT for name in labels) else (),
     )
 
 
@@ -163,8 +167,7 @@ def radar(data: ReportData) -> Shown | None:
 def _whisker(axes: Axes, y: float, found: Interval, number: int) -> None:
     axes.plot([100 * found.low, 100 * found.high], [y, y], color=colour(number), linewidth=2, solid_capstyle="butt")
     axes.plot([100 * found.value], [y], marker=marker(number), color=colour(number), markersize=6)
-    text = f"{percent(found.value)}  [{percent(found.low)}, {percent(found.high)}]"
-    axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=INK)
+    axes.text(1.01, y, with_bounds(found), transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=INK)
 
 
 def _published(axes: Axes, y: float, published: Sequence[PublishedRow], block: str) -> None:
@@ -177,12 +180,12 @@ def _interval(run: RunScores, block: str) -> Interval | None:
     if block == MEAN:
         return run.macro
     score = run.of(block)
-    return None if score is None else score.interval
+    return None if score is None else score.accuracy
 
 
 def _chance(data: ReportData, block: str) -> float | None:
-    found = [score.chance for run in data.runs if (score := run.of(block)) is not None]
-    return found[0] if found and block != MEAN else None
+    found = (score.chance for run in data.runs if (score := run.of(block)) is not None and score.chance is not None)
+    return next(found, None)  # none for the mean
 
 
 def _value(run: RunScores, name: str) -> float:

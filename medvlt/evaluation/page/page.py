@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medvlt.data.controls import BlankPictures, Blind
 from medvlt.data.files import replacing
 from medvlt.errors import ConfigurationError
 from medvlt.evaluation.analysis import comparable_benchmarks, comparable_means
@@ -19,11 +20,12 @@ from medvlt.evaluation.page.figures import Shown, forest, radar
 from medvlt.evaluation.page.groups import iterations
 from medvlt.evaluation.page.pictures import Thumbnails
 from medvlt.evaluation.page.svg import glyph
-from medvlt.evaluation.page.text import visible
+from medvlt.evaluation.page.text import label, visible
 from medvlt.evaluation.page.training import training_figure
 from medvlt.evaluation.published import PUBLISHED
 from medvlt.evaluation.runs import NOTE, EvaluationRun
 from medvlt.evaluation.scores import ReportData
+from medvlt.evaluation.wording import HOW_TO_READ
 from medvlt.imports import require
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,10 +72,11 @@ def context(
 ) -> dict[str, Any]:
     """Returns what the template shows."""
     notes: list[str] = []
-    labels = [run.label for run in data.runs]
+    shared, own = tables.protocols(runs)
+    header, rows = tables.details(data)
     comparable, with_mean = comparable_benchmarks(data), comparable_means(data)
     thumbnails = Thumbnails(run.folder for run in runs)
-    book = cards(runs, labels, questions, thumbnails, notes)
+    book = cards(runs, data, questions, thumbnails, notes)
     if thumbnails.left_out:
         notes.append(f"{thumbnails.left_out:,} thumbnails are left out: the page would be too big.")
     figures: list[Shown | None] = [
@@ -92,18 +95,27 @@ def context(
         "baseline": data.baseline,
         "benchmarks": data.benchmarks,
         "runs": [
-            {"number": number, "label": name, "glyph": glyph(number), "facts": tables.facts(run)}
-            for number, (name, run) in enumerate(zip(labels, runs, strict=True))
+            {
+                "number": number,
+                "label": scores.label,
+                "glyph": glyph(number),
+                "protocol": "; ".join(own[number]),
+                "facts": tables.facts(run),
+            }
+            for number, (scores, run) in enumerate(zip(data.runs, runs, strict=True))
         ],
+        "protocol": "; ".join(shared),
         "notes": data.notes,
         "left_out": notes,
         "left_out_of_training": of_training,
         "sections": tables.sections(data, PUBLISHED, comparable, with_mean=with_mean),
         "footnotes": tables.footnotes(PUBLISHED) if comparable else [],
         "comparable": comparable,
-        "details": {"header": tables.DETAILS, "rows": tables.details(data)},
+        "details": {"header": header, "rows": rows},
         "comparisons": tables.comparisons(data.comparisons),
         "controls": {"header": tables.CONTROLS, "rows": tables.controls(data.controls)},
+        "without_pictures": any(item.control in (Blind.name, BlankPictures.name) for item in data.controls),
+        "reading": HOW_TO_READ,
         "figures": [figure for figure in figures if figure is not None],
         "training": curves,
         "iterations": groups,
@@ -129,6 +141,7 @@ def render(values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, markup) else value,
     )
+    environment.filters["label"] = label
     script = _asset("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     figures = {shown.name: markup(shown.svg) for shown in [*values["figures"], values["training"]] if shown}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from medvlt.evaluation.page.text import label
 from medvlt.imports import require
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
 
 PANEL = 3.86
 """Width of a small panel in inches: three are as wide as the page."""
+
+LEAST = 0.8
+"""A figure is never drawn smaller than this share of its size, so that its letters can be read."""
 
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", PAPER: "card"} | {
     colour: f"s{number}" for number, colour in enumerate(SERIES)
@@ -118,7 +122,8 @@ def inline(figure: Figure, name: str) -> str:
             element.set(key, _own(key, value, name))
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
-    root.set("style", f"max-width:{width * 4 / 3:.0f}px")
+    pixels = width * 4 / 3
+    root.set("style", f"max-width:{pixels:.0f}px;min-width:{LEAST * pixels:.0f}px")  # narrower pages scroll
     root.set("aria-hidden", "true")  # the figure around it has the words
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -145,7 +150,7 @@ def grid(
     with drawing(PANEL * columns, height * rows) as figure:
         axes: Any = figure.subplots(rows, columns, squeeze=False)
         for place, panel in zip(axes.flat, panels, strict=False):
-            place.set_title(panel)
+            place.set_title(label(panel))
             draw(place, panel)
         for place in list(axes.flat)[len(panels) :]:
             place.set_visible(False)

@@ -5,15 +5,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
+from medvlt.evaluation.alignment import grader_text, prompt_text, sampling_text
 from medvlt.evaluation.page.svg import glyph
-from medvlt.evaluation.page.text import NONE, p_text, percent, points
+from medvlt.evaluation.page.text import label
 from medvlt.evaluation.published import PublishedRow
 from medvlt.evaluation.runs import EvaluationRun
-from medvlt.evaluation.scores import MEAN, BenchmarkScore, Comparison, ControlResult, Interval, ReportData
+from medvlt.evaluation.scores import BenchmarkScore, Comparison, ControlResult, Interval, ReportData, RunScores
+from medvlt.evaluation.wording import (
+    MDE_NAME,
+    REPEATS_NAME,
+    SIGNIFICANT,
+    benchmark_name,
+    bounds,
+    difference_bounds,
+    has_interval,
+    mean_mark,
+    p_text,
+    percent,
+    points,
+    published_text,
+    with_bounds,
+)
 
-SIGNIFICANT = 0.05
 FAILURES = 50
 """Completions that never came, listed; the rest are counted."""
 
@@ -64,7 +80,7 @@ def sections(
     own = tuple(
         Row(
             run.label,
-            "baseline" if run.label == data.baseline else "",
+            ", ".join(filter(None, ("baseline" if run.label == data.baseline else "", _mean_of(run, data)))),
             number,
             glyph(number),
             (*(_score(run.of(name)) for name in data.benchmarks), _interval(run.macro)),
@@ -87,9 +103,12 @@ def footnotes(published: Sequence[PublishedRow]) -> list[str]:
     return list(dict.fromkeys(row.note for row in published if row.note))
 
 
-def details(data: ReportData) -> list[tuple[str, ...]]:
-    """Returns one row per run and benchmark, with what the table of results leaves out."""
-    return [
+def details(data: ReportData) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns header and rows, one per run and benchmark, with what the table of results leaves out.
+
+    Columns that are empty in all rows are left out.
+    """
+    rows = [
         (
             run.label,
             score.benchmark,
@@ -99,21 +118,24 @@ def details(data: ReportData) -> list[tuple[str, ...]]:
             percent(score.format_rate),
             percent(score.truncation_rate),
             f"{score.failed:,}",
-            NONE if score.mean_tokens is None else f"{score.mean_tokens:,.1f}",
-            _range(score.majority),
-            percent(score.pass_at_k[max(score.pass_at_k)]) if score.n > 1 else NONE,
-            NONE if score.repeat_std is None else percent(score.repeat_std, 2),
-            NONE if score.flip_rate is None else percent(score.flip_rate),
+            "" if score.mean_tokens is None else f"{score.mean_tokens:,.1f}",
+            bounds(score.clustered) if score.clustered and has_interval(score.clustered) else "",
+            "" if score.majority is None else with_bounds(score.majority),
+            percent(score.pass_at_k[max(score.pass_at_k)]) if score.n > 1 else "",
+            percent(score.repeat_std, 2),
+            percent(score.flip_rate),
             percent(score.minimum_detectable),
         )
         for run in data.runs
         for score in run.benchmarks
     ]
+    filled = [any(column) for column in zip(*rows, strict=True)]
+    return tuple(compress(DETAILS, filled)), [tuple(compress(row, filled)) for row in rows]
 
 
 DETAILS = (
-    "run", "benchmark", "questions", "n", "chance", "asked format", "cut", "failed", "mean tokens", "majority vote",
-    "pass@n", "deviation of repeats", "questions that flip", "detectable difference",
+    "run", "benchmark", "questions", "n", "chance", "asked format", "cut", "failed", "mean tokens",
+    "interval by picture", "majority vote", "pass@n", REPEATS_NAME, "questions that flip", MDE_NAME,
 )  # fmt: skip
 
 
@@ -124,7 +146,8 @@ def in_words(comparison: Comparison) -> str:
         return f"{size} points {'better' if comparison.difference.value > 0 else 'worse'} than the baseline."
     if comparison.minimum_detectable is None:
         return "No difference shown."
-    return f"No difference shown; {percent(comparison.minimum_detectable)} points would be found 4 times in 5."
+    size = percent(comparison.minimum_detectable)
+    return f"No difference shown; {size} points would be found 4 times in 5, before correction."
 
 
 def comparisons(found: Sequence[Comparison]) -> dict[str, list[ComparisonRow]]:
@@ -132,8 +155,8 @@ def comparisons(found: Sequence[Comparison]) -> dict[str, list[ComparisonRow]]:
     by_run: dict[str, list[ComparisonRow]] = {}
     for item in found:
         cells = (
-            Cell("mean of all" if item.benchmark == MEAN else item.benchmark, f"{item.questions:,} questions"),
-            Cell(points(item.difference.value), f"{points(item.difference.low)} to {points(item.difference.high)}"),
+            Cell(benchmark_name(item.benchmark), f"{item.questions:,} questions"),
+            Cell(points(item.difference.value), difference_bounds(item.difference)),
             Cell(f"{item.only_run:,}"),
             Cell(f"{item.only_baseline:,}"),
             Cell(p_text(item.p_value), item.test),
@@ -149,18 +172,35 @@ def controls(found: Sequence[ControlResult]) -> list[tuple[str, ...]]:
     return [
         (
             item.run,
-            item.control,
+            item.control_run,
             item.benchmark,
             f"{item.questions:,}",
             points(item.difference.value),
-            f"[{points(item.difference.low)}, {points(item.difference.high)}]",
+            difference_bounds(item.difference),
             percent(item.consistency),
         )
         for item in found
     ]
 
 
-CONTROLS = ("run", "control", "benchmark", "questions", "run minus control", "95% interval", "same option, %")
+CONTROLS = (
+    "run", "under the control", "benchmark", "questions", "accuracy lost, points", "95% interval", "same choice, %",
+)  # fmt: skip
+
+
+def protocols(runs: Sequence[EvaluationRun]) -> tuple[list[str], list[list[str]]]:
+    """Returns how completions were made and graded: what all runs share, and what is of each run alone."""
+    found = [
+        (
+            f"sampling {sampling_text(run)}",
+            f"prompt {label(prompt_text(run), 80)}",
+            f"grader {label(grader_text(run), 80)}",
+        )
+        for run in runs
+    ]
+    differs = [len(set(part)) > 1 for part in zip(*found, strict=True)]
+    shared = [part for part, differing in zip(found[0], differs, strict=True) if not differing]
+    return shared, [list(compress(of, differs)) for of in found]
 
 
 def facts(run: EvaluationRun) -> list[tuple[str, str]]:
@@ -194,16 +234,17 @@ def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
 
+def _mean_of(run: RunScores, data: ReportData) -> str:
+    mark = mean_mark(run, data)
+    return f"mean of {mark}" if mark else ""
+
+
 def _score(score: BenchmarkScore | None) -> Cell:
-    return Cell(NONE) if score is None else _interval(score.interval)
+    return Cell("") if score is None else _interval(score.accuracy)
 
 
 def _interval(found: Interval) -> Cell:
-    return Cell(percent(found.value), f"{percent(found.low)} to {percent(found.high)}", found.value)
-
-
-def _range(found: Interval | None) -> str:
-    return NONE if found is None else f"{percent(found.value)} ({percent(found.low)} to {percent(found.high)})"
+    return Cell(percent(found.value), bounds(found), found.value)
 
 
 def _published(
@@ -211,5 +252,5 @@ def _published(
 ) -> Row:
     values = [row.scores.get(name) if name in comparable else None for name in data.benchmarks]
     values.append(row.average if with_mean else None)
-    cells = tuple(Cell(NONE) if value is None else Cell(f"{value:.1f}", "", value / 100) for value in values)
-    return Row(row.model, "published", None, "", cells, mark)
+    cells = tuple(Cell("") if value is None else Cell(published_text(value), "", value / 100) for value in values)
+    return Row(row.model, "", None, "", cells, mark)

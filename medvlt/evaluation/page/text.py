@@ -12,9 +12,6 @@ TEXT_LIMIT = 6_000
 LABEL_LIMIT = 40
 """Characters of a name inside a figure."""
 
-NONE = "\u2013"
-"""Stands where there is no number."""
-
 _REORDERING = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _INVISIBLE = re.compile(
     f"[\xad\u200b\u2060\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff{_REORDERING}]"
@@ -49,9 +46,12 @@ def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def label(value: Any, limit: int = LABEL_LIMIT) -> str:
-    """Returns a name as one short line."""
+    """Returns a name as one short line; of a long one the middle is left out, as names often differ at their ends."""
     line = " ".join(visible(value).split())
-    return line if len(line) <= limit else f"{line[: limit - 1]}\u2026"
+    if len(line) <= limit:
+        return line
+    tail = (limit - 1) // 2
+    return f"{line[: limit - 1 - tail]}\u2026{line[len(line) - tail :]}"
 
 
 def parts(completion: str) -> Parts:
@@ -66,21 +66,3 @@ def parts(completion: str) -> Parts:
         return Parts("", thought.strip(), after.strip()) if end else Parts("", "", completion.strip())
     thought, _, after = rest.partition(_END)
     return Parts(before.strip(), thought.strip(), after.strip())
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """Returns a share as a percentage without its sign, as tables of the field have it; a dash for none."""
-    return NONE if value != value else f"{100 * value:.{digits}f}"
-
-
-def points(value: float) -> str:
-    """Returns a difference of shares in percentage points, with its sign; minus is a real minus."""
-    text = f"{100 * value:+.1f}".replace("-", "\u2212")
-    return text if text[1:] != "0.0" else "0.0"
-
-
-def p_text(value: float) -> str:
-    """Returns a p-value as it is printed."""
-    if value != value:
-        return NONE
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

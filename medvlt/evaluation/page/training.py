@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvlt.errors import DataError
 from medvlt.evaluation.page.figures import Shown, legend
+from medvlt.evaluation.page.groups import FOLDER
 from medvlt.evaluation.page.svg import colour, grid
 from medvlt.evaluation.page.text import label
 
@@ -53,7 +54,8 @@ def training_figure(folders: Sequence[Path], notes: list[str]) -> Shown | None:
     """Returns the curves of some training runs, a panel for each number; None without folders.
 
     Args:
-        folders: Each with `metrics.csv` files of CSVLogger or event files of TensorBoard, at any depth.
+        folders: Each with `metrics.csv` files of CSVLogger or event files of TensorBoard, at any depth; one that kept
+            only its completions has no curves.
         notes: Where to add what was left out.
 
     Raises:
@@ -100,16 +102,18 @@ def read_logs(folder: Path, notes: list[str]) -> list[tuple[str, Curves]]:
         notes: Where to add that TensorBoard is missing.
 
     Raises:
-        DataError: If there is none, or one cannot be read.
+        DataError: If there is none and no completions either, or one cannot be read.
     """
     found = sorted(folder.rglob("metrics.csv"))
     if found:
         return [(_name(folder, path), read_csv(path)) for path in found]
     events = sorted({path.parent for path in folder.rglob("events.out.tfevents.*")})
+    if not events and any(path.is_dir() for path in folder.rglob(FOLDER)):
+        return []
     if not events:
         raise DataError(
-            f"{folder} holds no curves of a training run; expected metrics.csv of Lightning's CSVLogger or event files "
-            "of TensorBoard, at any depth; give another folder to training, or none"
+            f"{folder} holds nothing of a training run; expected metrics.csv of Lightning's CSVLogger, event files of "
+            f"TensorBoard, or {FOLDER}/, at any depth; give another folder to training, or none"
         )
     if importlib.util.find_spec("tensorboard") is None:
         notes.append(

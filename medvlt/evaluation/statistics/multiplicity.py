@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corrections of p-values for the number of tests."""
+"""Correction of p-values for the number of tests."""
 
 from __future__ import annotations
 
@@ -31,26 +31,3 @@ def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     adjusted = np.empty_like(given)
     adjusted[order] = np.maximum.accumulate(given[order] * np.arange(given.size, 0, -1))
     return np.minimum(adjusted, 1)
-
-
-def benjamini_hochberg(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Returns p-values after the correction of Benjamini and Hochberg, in the order given.
-
-    With p_(1) <= ... <= p_(K), the j-th becomes min over i >= j of K p_(i) / i (Benjamini and Hochberg 1995). Of those
-    below alpha an expected share of alpha at most is false, if the tests are independent or depend positively.
-
-    Args:
-        p_values: In [0, 1], (K,); perhaps none.
-
-    Raises:
-        DataError: If they are not a row of numbers in [0, 1].
-
-    Example:
-        >>> benjamini_hochberg([0.5, 0.01, 0.03]).tolist()
-        [0.5, 0.03, 0.045]
-    """
-    given = as_p_values(p_values)
-    order = np.argsort(-given, kind="stable")
-    adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum.accumulate(given[order] * given.size / np.arange(given.size, 0, -1))
-    return adjusted

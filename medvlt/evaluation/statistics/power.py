@@ -9,7 +9,7 @@ from statistics import NormalDist
 from medvlt.errors import ConfigurationError, DataError
 
 
-def detectable_difference(accuracy: float, total: int, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_difference(accuracy: float, total: float, power: float = 0.8, alpha: float = 0.05) -> float:
     """Returns the smallest difference of two accuracies that an unpaired test would find, in [0, 1].
 
     Two systems answer `total` questions each. With Cohen's h = 2 |asin sqrt(p) - asin sqrt(q)|, a two-sided test at
@@ -19,7 +19,8 @@ def detectable_difference(accuracy: float, total: int, power: float = 0.8, alpha
 
     Args:
         accuracy: Accuracy p of one of them, in [0, 1].
-        total: Questions, at least 1.
+        total: Questions, above 0; where they share pictures `effective_questions`, which widens the difference by the
+            root of the design effect.
         power: Probability of finding it, in (`alpha`, 1).
         alpha: Probability of finding a difference where there is none, in (0, 1).
 
@@ -27,7 +28,7 @@ def detectable_difference(accuracy: float, total: int, power: float = 0.8, alpha
         |p - q|; 1 where no difference is large enough to be found.
 
     Raises:
-        DataError: If `accuracy` is outside [0, 1] or `total` below 1.
+        DataError: If `accuracy` is outside [0, 1] or `total` is not above 0.
         ConfigurationError: If `power` or `alpha` is out of range.
 
     Example:
@@ -41,7 +42,9 @@ def detectable_difference(accuracy: float, total: int, power: float = 0.8, alpha
     return sin(angle) ** 2 - wrong if angle < pi / 2 else 1.0
 
 
-def detectable_paired_difference(discordant_share: float, total: int, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_paired_difference(
+    discordant_share: float, total: float, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """Returns the smallest difference of two accuracies that McNemar's test would find, in [0, 1].
 
     Both systems answer the same questions and disagree on a share s of them. A two-sided test at `alpha` finds the
@@ -52,7 +55,8 @@ def detectable_paired_difference(discordant_share: float, total: int, power: flo
 
     Args:
         discordant_share: Share s of questions that one of the two has right and the other wrong, in [0, 1].
-        total: Questions, at least 1.
+        total: Questions, above 0; where they share pictures `effective_questions`, which widens the difference by the
+            root of the design effect.
         power: Probability of finding it, in (`alpha`, 1).
         alpha: Probability of finding a difference where there is none, in (0, 1).
 
@@ -60,7 +64,7 @@ def detectable_paired_difference(discordant_share: float, total: int, power: flo
         d; 1 where no difference is large enough to be found.
 
     Raises:
-        DataError: If `discordant_share` is outside [0, 1] or `total` below 1.
+        DataError: If `discordant_share` is outside [0, 1] or `total` is not above 0.
         ConfigurationError: If `power` or `alpha` is out of range.
 
     Example:
@@ -81,9 +85,9 @@ def _z(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
-def _check(share: float, total: int, power: float, alpha: float) -> None:
-    if not 0 <= share <= 1 or total < 1:
-        raise DataError(f"expected a share in [0, 1] of at least 1 question, got {share} of {total}")
+def _check(share: float, total: float, power: float, alpha: float) -> None:
+    if not 0 <= share <= 1 or total <= 0:
+        raise DataError(f"expected a share in [0, 1] of a number of questions above 0, got {share} of {total}")
     if not 0 < alpha < power < 1:
         raise ConfigurationError(
             f"expected 0 < alpha < power < 1, got alpha={alpha} and power={power}; 0.05 and 0.8 are usual"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medvlt.curation.card import cell, markdown_table
+from medvlt.evaluation.regrade_report import confusion, verdict_words
 from medvlt.evaluation.runs import NOTE
-from medvlt.evaluation.statistics.intervals import wilson_interval
+from medvlt.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Agreement:
     Attributes:
         verdicts: (right by their grader, right by ours) to outputs.
         reasons: (our reason, right by theirs, right by ours) to outputs.
+        questions: (benchmark, question) to whether the verdicts on each of its outputs agree.
         letters: Outputs of which both read a letter, and how many times it is the same: [both, same].
         unstated: Outputs without a verdict of theirs.
         failed: Outputs that never came.
@@ -28,6 +30,7 @@ class Agreement:
 
     verdicts: Counter[tuple[bool, bool]] = field(default_factory=Counter)
     reasons: Counter[tuple[str, bool, bool]] = field(default_factory=Counter)
+    questions: dict[tuple[str, str], list[bool]] = field(default_factory=dict)
     letters: list[int] = field(default_factory=lambda: [0, 0])
     unstated: int = 0
     failed: int = 0
@@ -53,6 +56,7 @@ class Agreement:
         else:
             self.verdicts[theirs, ours] += 1
             self.reasons[str(record["reason"]), theirs, ours] += 1
+            self.questions.setdefault((record["benchmark"], record["uid"]), []).append(theirs == ours)
             if record["label"] is not None and record.get("stated_label") is not None:
                 self.letters[0] += 1
                 self.letters[1] += record["label"] == record["stated_label"]
@@ -63,6 +67,8 @@ class Agreement:
         """Adds the counts of another."""
         self.verdicts.update(other.verdicts)
         self.reasons.update(other.reasons)
+        for question, agreed in other.questions.items():
+            self.questions[question] = self.questions.get(question, []) + agreed
         self.letters = [ours + theirs for ours, theirs in zip(self.letters, other.letters, strict=True)]
         self.unstated += other.unstated
         self.failed += other.failed
@@ -79,11 +85,7 @@ def agreement_of(records: Iterable[Mapping[str, Any]]) -> Agreement:
 
 def verdict_rows(agreement: Agreement) -> tuple[list[str], list[list[object]]]:
     """Returns their verdicts against ours."""
-    rows: list[list[object]] = [
-        [f"{name} by theirs", agreement.verdicts[theirs, True], agreement.verdicts[theirs, False]]
-        for name, theirs in (("right", True), ("wrong", False))
-    ]
-    return ["", "right by ours", "wrong by ours"], rows
+    return confusion(agreement.verdicts, "by theirs", "by ours")
 
 
 def reason_rows(agreement: Agreement) -> tuple[list[str], list[list[object]]]:
@@ -99,15 +101,27 @@ def reason_rows(agreement: Agreement) -> tuple[list[str], list[list[object]]]:
 
 
 def summary(agreement: Agreement) -> str:
-    """Returns the agreement in a sentence; the interval takes every output for an observation of its own."""
-    low, high = wilson_interval(agreement.agreed, agreement.compared)
+    """Returns the agreement in a sentence; the interval takes every question for an observation of its own."""
+    kind, low, high = _interval(agreement)
     share = agreement.agreed / agreement.compared if agreement.compared else 0.0
     both, same = agreement.letters
     return (
-        f"The two graders agree on {agreement.agreed:,} of {agreement.compared:,} outputs ({share:.2%}, 95% Wilson "
-        f"interval {low:.2%} to {high:.2%}); where both read a letter, it is the same in {same:,} of {both:,}. Not "
-        f"compared: {agreement.unstated:,} without a verdict of theirs, {agreement.failed:,} that never came."
+        f"The two graders agree on {agreement.agreed:,} of {agreement.compared:,} outputs ({share:.2%}, 95% {kind} "
+        f"interval over questions {low:.2%} to {high:.2%}); where both read a letter, it is the same in {same:,} of "
+        f"{both:,}. Not compared: {agreement.unstated:,} without a verdict of theirs, {agreement.failed:,} that "
+        "never came."
     )
+
+
+def _interval(agreement: Agreement) -> tuple[str, float, float]:
+    """Wilson's where that is exact: one output per question, or all alike, where a bootstrap has no width."""
+    agreed, compared, questions = agreement.agreed, agreement.compared, len(agreement.questions)
+    if compared == questions or agreed in (0, compared):
+        return "Wilson", *wilson_interval(agreed * questions // max(compared, 1), questions)
+    scores = [same for outputs in agreement.questions.values() for same in outputs]
+    clusters = [number for number, outputs in enumerate(agreement.questions.values()) for _ in outputs]
+    interval = bootstrap_interval(scores, clusters=clusters, seed=0)
+    return "bootstrap", interval.low, interval.high
 
 
 def to_markdown(agreement: Agreement, title: str, examples: int = 20) -> str:
@@ -131,7 +145,6 @@ def to_markdown(agreement: Agreement, title: str, examples: int = 20) -> str:
 
 def _example(record: Mapping[str, Any]) -> list[str]:
     theirs = f"{'right' if record['stated_correct'] else 'wrong'}, {record.get('stated_label') or 'no letter'}"
-    ours = f"{'right' if record['correct'] else 'wrong'}, {record['label'] or 'no letter'}, {record['reason']}"
     options = "; ".join(f"{letter} {text}" for letter, text in record["options"].items())
     return [
         f"{record['uid']} #{record['sample']}",
@@ -139,5 +152,5 @@ def _example(record: Mapping[str, Any]) -> list[str]:
         str(record["answer_label"]),
         record["completion"][-200:],
         theirs,
-        ours,
+        verdict_words(record),
     ]

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlt.evaluation.third_party.options import label_of, options_in_prompt, options_of
-from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion
+from medvlt.evaluation.third_party.options import options_in_prompt, options_of
+from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion, verdict_of
 
 _NAME = re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?")
+_VERDICTS = ("exact_match", "acc")
+"""Metrics that say right or wrong; else the first that the line names and holds."""
 _GOLD = ("answer_idx", "answer_index", "answer", "cop", "label", "gold")
 """Where a task's record may hold the right answer if the line's target does not name it."""
 
@@ -35,21 +37,17 @@ def parse(record: Mapping[str, Any], path: Path) -> StoredQuestion:
     prompt = _prompt(record.get("arguments"))
     options = options_of(doc) or options_in_prompt(prompt)
     texts = _texts(record["resps"])
-    scores = [record[name] for name in record.get("metrics", ("exact_match", "acc")) if name in record]
-    stated = scores[0] if scores and len(texts) == 1 and isinstance(scores[0], int | float) else None
+    scores = (record[name] for name in (*_VERDICTS, *record.get("metrics", ())) if name in record)
+    stated = verdict_of(next(scores, None)) if len(texts) == 1 else None
     filtered = _flat(record.get("filtered_resps"))
-    label = label_of(filtered[0], options) if len(texts) == len(filtered) == 1 else None
-    gold = [record.get("target"), *(doc.get(name) for name in _GOLD)]
+    answer = filtered[0] if len(texts) == len(filtered) == 1 and stated is not None else None
     return StoredQuestion(
         benchmark=task_name(path),
         key=record["doc_id"],
         question=str(doc.get("question") or doc.get("Question") or doc.get("sent1") or prompt),
         options=options,
-        answer_label=next(filter(None, (label_of(value, options) for value in gold)), None),
-        outputs=tuple(
-            StoredOutput(text, None if stated is None else stated == 1, label if stated is not None else None)
-            for text in texts
-        ),
+        golds=(record.get("target"), *(doc.get(name) for name in _GOLD)),
+        outputs=tuple(StoredOutput(text, stated, answer) for text in texts),
         variant=str(record.get("filter", "")),
     )
 

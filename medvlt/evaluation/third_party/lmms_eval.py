@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medvlt.evaluation.third_party.options import label_of, options_in_prompt, options_of
-from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion
-
-YES_NO = {"A": "yes", "B": "no"}
-"""Options of a question whose target is yes or no."""
+from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion, verdict_of
 
 _NAME = re.compile(r"(?:.*_)?samples_(.+)")
 _LETTER = ("parsed_pred", "pred_answer", "pred")
@@ -37,12 +35,9 @@ def parse(record: Mapping[str, Any], path: Path) -> StoredQuestion:
     doc = record["doc"] if isinstance(record.get("doc"), Mapping) else {}
     prompt = str(record.get("input", ""))
     options = options_of(doc) or options_in_prompt(prompt)
-    target = record["target"]
-    if not options and str(target).strip().casefold() in YES_NO.values():
-        options = dict(YES_NO)
     texts = _texts(record.get("resps", record.get("filtered_resps")))
-    correct, letter = _verdict(record) if len(texts) == 1 else (None, None)
-    lengths = [int(count.get("output_tokens", 0)) for count in record.get("token_counts") or [] if count]
+    correct, answer = _verdict(record, options) if len(texts) == 1 else (None, None)
+    lengths = [int(count.get("output_tokens") or 0) for count in record.get("token_counts") or [] if count]
     lengths += [0] * (len(texts) - len(lengths))
     found = _NAME.fullmatch(path.stem)
     return StoredQuestion(
@@ -50,28 +45,31 @@ def parse(record: Mapping[str, Any], path: Path) -> StoredQuestion:
         key=record["doc_id"],
         question=str(doc.get("question") or prompt),
         options=options,
-        answer_label=label_of(target, options),
+        golds=(record["target"],),
         outputs=tuple(
-            StoredOutput(text, correct, label_of(letter, options), tokens=tokens)
-            for text, tokens in zip(texts, lengths, strict=False)
+            StoredOutput(text, correct, answer, tokens=tokens) for text, tokens in zip(texts, lengths, strict=False)
         ),
     )
 
 
-def _verdict(record: Mapping[str, Any]) -> tuple[bool | None, object]:
+def _verdict(record: Mapping[str, Any], options: Mapping[str, str]) -> tuple[bool | None, object]:
     """What the harness said, (right or None, the answer it read): the first metric in one of the known shapes."""
+    known = options or dict.fromkeys(string.ascii_uppercase, "")
     for name, value in record.items():
         if isinstance(value, Mapping) and name != "doc":
             letter = next((value[key] for key in _LETTER if key in value), None)
             letter = letter[0] if isinstance(letter, list) and len(letter) == 1 else letter
             gold = next((value[key] for key in _GOLD if key in value), None)
             if letter is not None and gold is not None:
-                return str(letter).casefold() == str(gold).casefold(), letter
-            if isinstance(value.get("score"), int | float):
-                return value["score"] == 1, letter
+                read, right = label_of(letter, known), label_of(gold, known)
+                if read is None and right is None:
+                    return str(letter).strip().casefold() == str(gold).strip().casefold(), letter
+                return (read == right if options or (read and right) else None), letter
+            if (correct := verdict_of(value.get("score"))) is not None:
+                return correct, letter
     for name in ("exact_match", "acc", "accuracy"):
-        if isinstance(record.get(name), int | float):
-            return record[name] == 1, None
+        if (correct := verdict_of(record.get(name))) is not None:
+            return correct, None
     return None, None
 
 

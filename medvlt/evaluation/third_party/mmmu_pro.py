@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlt.evaluation.third_party.options import label_of, options_of
-from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion
+from medvlt.evaluation.third_party.options import options_of
+from medvlt.evaluation.third_party.outputs import LineError, StoredQuestion, stored_output
 
 BENCHMARK = "MMMU-Pro"
 
@@ -33,13 +33,6 @@ def parse(record: Mapping[str, Any], path: Path) -> StoredQuestion:
         answer = record["answer"]
     except KeyError as error:
         raise LineError(f"not a row of MMMU-Pro's outputs, without {error}") from error
-    stated = record.get("if_right")
-    problem = "" if isinstance(reply, str) else f"no text was stored: {reply!r:.200}"
-    output = StoredOutput(
-        text=reply if isinstance(reply, str) else "",
-        stated_correct=stated if isinstance(stated, bool) else None,
-        stated_label=label_of(record.get("pred_indexs"), options),
-        error=problem,
-    )
+    output = stored_output(reply, record.get("if_right"), record.get("pred_indexs"))
     subject = str(record.get("subject", ""))
-    return StoredQuestion(BENCHMARK, key, question, options, label_of(answer, options), (output,), dataset_name=subject)
+    return StoredQuestion(BENCHMARK, key, question, options, (answer,), (output,), dataset_name=subject)

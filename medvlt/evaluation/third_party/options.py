@@ -7,11 +7,14 @@ import ast
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 _LINE = re.compile(r"^[ \t]*[(\[]?([A-Z])[)\].:][ \t]+(?=\S)", re.MULTILINE)
 _DRESSED = re.compile(r"[(\[]?([A-Z])[)\].:]?")
+_LOWER = re.compile(r"[(\[]?([a-z])[)\].:]?")
+_MARKED = re.compile(r"[(\[]?([A-Za-z])[)\].:]\s*(\S.*)", re.DOTALL)
 _END = re.compile(r"\n|<\|")  # the last option ends with its line, or at a control token of a chat template
 
 NAMED_COLUMNS = (
@@ -37,7 +40,7 @@ def options_of(record: Mapping[str, Any]) -> dict[str, str]:
             return _lettered([record[column] for column in columns])
     letters = [letter for letter in string.ascii_uppercase if isinstance(record.get(letter), str)]
     from_a = letters == [*string.ascii_uppercase[: len(letters)]]
-    return {letter: record[letter].strip() for letter in letters} if from_a and len(letters) > 1 else {}
+    return undressed({letter: record[letter] for letter in letters}) if from_a and len(letters) > 1 else {}
 
 
 def options_in_prompt(prompt: str) -> dict[str, str]:
@@ -68,23 +71,44 @@ def options_in_prompt(prompt: str) -> dict[str, str]:
 
 
 def label_of(value: object, options: Mapping[str, str]) -> str | None:
-    """Returns the letter that a stored answer names: a letter, dressed or not, a text, or a position from 0.
+    """Returns the letter that a stored answer names: a letter, dressed or not, a text, both, or a position from 0.
 
     Args:
         value: The answer.
         options: Letter to text.
     """
     if isinstance(value, str):
-        mark = _DRESSED.fullmatch(value.strip())
+        value = value.strip()
+        mark = _DRESSED.fullmatch(value)
         if mark is not None and mark[1] in options:
             return mark[1]
-        same = [letter for letter, text in options.items() if text.strip().casefold() == value.strip().casefold()]
+        same = [letter for letter, text in options.items() if text.strip().casefold() == value.casefold()]
         if same:
             return same[0] if len(same) == 1 else None
-        value = int(value) if value.strip().isdecimal() and len(value) < 3 else None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(options):
-        return list(options)[value]
-    return None
+        mark = _LOWER.fullmatch(value)
+        if mark is not None and mark[1].upper() in options:
+            return mark[1].upper()
+        mark = _MARKED.fullmatch(value)
+        letter = mark[1].upper() if mark is not None else ""
+        if mark is not None and options.get(letter, "").strip().casefold() == mark[2].casefold():
+            return letter
+    position = position_of(value)
+    return list(options)[position] if position is not None and position < len(options) else None
+
+
+def position_of(value: object) -> int | None:
+    """Returns the position that a stored answer may be, None if it is no such number."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 3:
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def undressed(options: Mapping[str, object]) -> dict[str, str]:
+    """Returns the options' texts, without their own letter in front ("A. lung") where every text has it."""
+    texts = {letter: str(text).strip() for letter, text in options.items()}
+    marks = {letter: _MARKED.fullmatch(text) for letter, text in texts.items()}
+    bare = {letter: mark[2] for letter, mark in marks.items() if mark is not None and mark[1].upper() == letter}
+    return bare if len(bare) == len(texts) else texts
 
 
 def _from_value(value: object) -> dict[str, str]:
@@ -94,7 +118,7 @@ def _from_value(value: object) -> dict[str, str]:
         if isinstance(value.get("text"), Sequence) and not isinstance(value.get("text"), str):
             return _lettered(list(value["text"]))
         lettered = len(value) > 1 and all(letter in [*string.ascii_uppercase] for letter in value)
-        return {letter: str(text).strip() for letter, text in value.items()} if lettered else {}
+        return undressed(value) if lettered else {}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _lettered(list(value))
     return {}
@@ -103,16 +127,13 @@ def _from_value(value: object) -> dict[str, str]:
 def _lettered(texts: Sequence[object]) -> dict[str, str]:
     if not 2 <= len(texts) <= len(string.ascii_uppercase):
         return {}
-    return {letter: str(text).strip() for letter, text in zip(string.ascii_uppercase, texts, strict=False)}
+    return undressed(dict(zip(string.ascii_uppercase, texts, strict=False)))
 
 
 def _parsed(text: str) -> object:
     """A list or mapping written as text, in JSON or as Python writes it; None if it is neither."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    parsers: tuple[Callable[[str], object], ...] = (json.loads, ast.literal_eval)
+    for parse in parsers:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return parse(text)
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -46,25 +47,29 @@ class Findings:
         bad: Lines that cannot be used.
         duplicates: Lines whose question was there before, with the same outputs or others.
         lost: Questions, or outputs of one, that are not there.
-        extra: Questions that the benchmark does not have, or has with another right answer.
+        unnamed: Lost questions beyond those in `lost`.
+        extra: Questions that the benchmark does not have, or has with another wording or right answer.
         variants: Name of another way of scoring to the lines left out for it.
     """
 
     bad: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    unnamed: int = 0
     extra: list[str] = field(default_factory=list)
     variants: dict[str, int] = field(default_factory=dict)
 
     def complaints(self) -> list[str]:
         """Returns a sentence part for each kind of fault that occurs."""
         kinds = (
-            (self.bad, "lines cannot be used"),
-            (self.duplicates, "lines repeat a question (a merge of old and new shards does that)"),
-            (self.lost, "questions or outputs are not there"),
-            (self.extra, "questions are not those of the benchmark"),
+            (self.bad, 0, "lines cannot be used"),
+            (self.duplicates, 0, "lines repeat a question (a merge of old and new shards does that)"),
+            (self.lost, self.unnamed, "questions or outputs are not there"),
+            (self.extra, 0, "questions are not those of the benchmark"),
         )
-        return [f"{len(found)} {what}, such as {'; '.join(found[:SHOWN])}" for found, what in kinds if found]
+        return [
+            f"{len(found) + more} {what}, such as {'; '.join(found[:SHOWN])}" for found, more, what in kinds if found
+        ]
 
 
 def read_outputs(
@@ -76,24 +81,39 @@ def read_outputs(
         paths: The files, in order.
         form: Whose they are.
         findings: Receives what is wrong.
-        variant: Way of scoring to keep, where there are several lines for a question; None for the first.
+        variant: Way of scoring to keep, where there are several lines for a question; None for each benchmark's first.
 
     Returns:
-        The questions, benchmark by benchmark in order of appearance, by their numbers if they have numbers.
+        The questions, benchmark by benchmark in order of appearance, by their numbers if they have numbers. Those that
+        only lines of another way of scoring name have lost outputs.
+
+    Raises:
+        DataError: If a file cannot be read, or a benchmark has no line of `variant`.
     """
     found: dict[tuple[str, int | str], StoredQuestion] = {}
+    others: dict[tuple[str, int | str], StoredQuestion] = {}
+    wanted: dict[str, str] = {}
     for path in paths:
         for place, question in _questions(path, form, findings):
             name = (question.benchmark, question.key)
             kept = found.get(name)
-            wanted = variant or (kept or question).variant
-            if question.variant != wanted:
+            if question.variant != wanted.setdefault(question.benchmark, variant or question.variant):
                 findings.variants[question.variant] = findings.variants.get(question.variant, 0) + 1
+                others[name] = question
             elif kept is None:
                 found[name] = question
             else:
                 same = "the same outputs" if kept.outputs == question.outputs else "other outputs"
                 findings.duplicates.append(f"{place} ({question.benchmark} {question.key}, {same})")
+    if absent := wanted.keys() - {benchmark for benchmark, _ in found}:
+        raise DataError(
+            f"expected lines of the filter {variant!r}, found none of {', '.join(sorted(absent))}; its filters are "
+            f"{', '.join(map(repr, findings.variants))}: set lm_eval_filter to one of them"
+        )
+    for name, question in others.items():
+        if name not in found:
+            findings.lost.append(f"{question.benchmark} {question.key} of the filter {wanted[question.benchmark]!r}")
+            found[name] = replace(question, outputs=(StoredOutput("", error=LOST),) * len(question.outputs))
     return _in_order(list(found.values()))
 
 
@@ -108,8 +128,10 @@ def check_numbers(questions: Sequence[StoredQuestion], form: OutputForm, finding
         if isinstance(question.key, int):
             groups.setdefault("" if form == "reference" else question.benchmark, set()).add(question.key)
     for name, numbers in groups.items():
-        missing = sorted(set(range(max(numbers) + 1)) - numbers)
-        findings.lost += [f"number {number}{f' of {name}' if name else ''}" for number in missing]
+        missing = max(max(numbers) + 1, 0) - sum(number >= 0 for number in numbers)  # a wrong number may be huge
+        named = list(islice((number for number in range(max(numbers) + 1) if number not in numbers), SHOWN))
+        findings.lost += [f"number {number}{f' of {name}' if name else ''}" for number in named]
+        findings.unnamed += missing - len(named)
 
 
 def check_repeats(questions: Sequence[StoredQuestion], findings: Findings) -> list[StoredQuestion]:
@@ -134,6 +156,8 @@ def _questions(path: Path, form: OutputForm, findings: Findings) -> Iterator[tup
                 yield place, FORMS[form].parse(record, path)
             except LineError as error:
                 findings.bad.append(f"{place} ({error})")
+            except (TypeError, AttributeError, ValueError, LookupError, RecursionError) as error:
+                findings.bad.append(f"{place} (not in the form {form}, {type(error).__name__}: {error})")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
 

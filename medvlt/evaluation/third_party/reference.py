@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlt.evaluation.third_party.options import label_of, options_in_prompt, options_of
-from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion
+from medvlt.evaluation.third_party.options import options_in_prompt, options_of
+from medvlt.evaluation.third_party.outputs import LineError, StoredQuestion, stored_output
 
 _QUESTION, _OPTIONS = "Question: ", "\n\nOptions:"
 """What stands around the question in the reference's prompt."""
@@ -39,23 +39,19 @@ def parse(record: Mapping[str, Any], path: Path) -> StoredQuestion:
         prompt = _text(record.get("prompts"))
         options = options_of(record) or options_in_prompt(prompt)
         outputs = tuple(
-            StoredOutput(
-                text=str(rollout["output_text"]),
-                stated_correct=bool(rollout["is_correct"]),
-                stated_label=label_of(rollout.get("pred_letter"), options),
-            )
+            stored_output(rollout["output_text"], rollout["is_correct"], rollout.get("pred_letter"))
             for rollout in rollouts
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LineError(f"not a row of the reference, {type(error).__name__}: {error}") from error
-    return StoredQuestion(
-        name, index, _question(prompt), options, label_of(record.get("answer_label"), options), outputs
-    )
+    return StoredQuestion(name, index, _question(prompt), options, (record.get("answer_label"),), outputs)
 
 
 def _question(prompt: str) -> str:
+    """The stem; "" of a prompt without the words that stand around it, whose text may be nulled."""
     before, found, _ = prompt.rpartition(_OPTIONS)
-    return (before if found else prompt).rpartition(_QUESTION)[2].strip()
+    _, asked, stem = (before if found else prompt).rpartition(_QUESTION)
+    return stem.strip() if found or asked else ""
 
 
 def _text(prompts: object) -> str:

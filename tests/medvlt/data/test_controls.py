@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -63,8 +64,9 @@ def test_rotated_options() -> None:
     assert RotatedOptions()(by_place) is by_place
     still_open = replace(QUESTION, options={}, answer_label=None)
     assert RotatedOptions()(still_open) is still_open
-    with pytest.raises(ConfigurationError, match="at least 1"):
-        RotatedOptions(by=0)
+    for by in (0, 1.5, True):
+        with pytest.raises(ConfigurationError, match="at least 1"):
+            RotatedOptions(by=by)  # type: ignore[arg-type]
 
 
 @given(count=st.integers(2, 10), right=st.integers(0, 9), by=st.integers(1, 30))
@@ -85,10 +87,10 @@ def test_rotation_keeps_what_is_right_and_turns_round(count: int, right: int, by
 def test_blank_pictures_have_the_size_and_nothing_else() -> None:
     turned = Image.Exif()
     turned[0x0112] = 6  # on its side: 40 wide and 90 high when upright
-    pictures = (picture((90, 40)), picture((90, 40), exif=turned), b"no picture")
+    pictures = (picture((90, 40)), picture((90, 40), exif=turned), b"no picture", Path("/gone.png"))
     sample = replace(QUESTION, images=pictures)
     blank = BlankPictures()(sample)
-    assert blank.images[2] == b"no picture"
+    assert blank.images[2:] == pictures[2:]
     assert replace(blank, images=pictures) == sample
     for real, image in zip(pictures[:2], blank.images, strict=False):
         assert isinstance(image, bytes)
@@ -98,8 +100,9 @@ def test_blank_pictures_have_the_size_and_nothing_else() -> None:
         assert opened.getcolors() == [(90 * 40, (128, 128, 128))]
     red = BlankPictures(colour=(255, 0, 0))(sample).images[0]
     assert open_image(red).getpixel((0, 0)) == (255, 0, 0)
-    with pytest.raises(ConfigurationError, match="255"):
-        BlankPictures(colour=(0, 0, 256))
+    for colour in ((0, 0, 256), (1.5, 0, 0), (0, 0), None, "red"):
+        with pytest.raises(ConfigurationError, match="255"):
+            BlankPictures(colour=colour)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("control", [Blind(), BlankPictures(), RotatedOptions()])

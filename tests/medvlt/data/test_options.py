@@ -62,7 +62,12 @@ def test_reasoning_without_letters_is_free(reasoning: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["All of the above", "none of above", "Both A and C", "a & b", "A, B, and C", "B or D", "all the above"]
+    "text",
+    [
+        *("All of the above", "none of above", "Both A and C", "a & b", "A, B, and C", "B or D", "all the above"),
+        *("Neither A nor B", "(A) & (C)", "a) and c)", "Both (a) and (b)", "A/B", "Only A", "A only", "A but not B"),
+        *("B, but not A", "Answers A through C", "spleen (the same as A)", "Option (C)"),
+    ],
 )
 def test_options_that_speak_of_others_stay(text: str) -> None:
     sample = replace(SAMPLE, options={**SAMPLE.options, "D": text}, reasoning=None)
@@ -71,7 +76,15 @@ def test_options_that_speak_of_others_stay(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["caries above the contact point", "Vitamin A", "First molar", "V/Q ratio", "factors V and X", "98% or above"],
+    [
+        "caries above the contact point",
+        "Vitamin A",
+        "First molar",
+        "V/Q ratio",
+        "factors V and X",
+        "98% or above",
+        "only a scar",
+    ],
 )
 def test_options_that_speak_of_medicine_are_free(text: str) -> None:
     assert not fixed_order(replace(SAMPLE, options={**SAMPLE.options, "D": text}))

@@ -82,6 +82,9 @@ def test_the_same_uid_with_another_question_is_refused(tmp_path: Path, fields: d
 def test_outputs_without_options_or_answers_pass_and_other_pictures_are_noted(tmp_path: Path) -> None:
     bare = edited(tmp_path / "two", options={}, answer_label=None)
     assert not align([edited(tmp_path / "one"), bare]).notes
+    other = edited(tmp_path / "five", answer_label="A")
+    with pytest.raises(DataError, match="one and five have other options or another right answer for 1 questions"):
+        align([bare, read_run(tmp_path / "one"), other])  # the first has nothing to compare with
     first, second = (edited(tmp_path / name, picture_ids=[name]) for name in ("three", "four"))
     assert any("different pictures (by their bytes) in 1 of 2" in note for note in align([first, second]).notes)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from medvlt.evaluation.analysis import analyse, comparable_benchmarks, comparabl
 from medvlt.evaluation.published import BENCHMARKS, QUESTIONS
 from medvlt.evaluation.runs import read_run
 from medvlt.evaluation.scores import ReportData
+from medvlt.evaluation.statistics.intervals import effective_interval
 
 SAMPLES = 500
 
@@ -31,7 +33,6 @@ def test_one_completion(tmp_path: Path) -> None:
     assert score.accuracy.value == pytest.approx(right.mean())
     wilson = proportion_confint(int(right.sum()), 50, method="wilson")
     assert score.accuracy[1:] == pytest.approx(wilson)
-    assert score.interval is score.accuracy
     assert (score.clustered, score.majority, score.repeat_std, score.flip_rate) == (None, None, None, None)
     assert score.pass_at_k == {1: pytest.approx(right.mean())}
     assert score.pass_counts == (50 - int(right.sum()), int(right.sum()))
@@ -47,6 +48,7 @@ def test_several_completions_and_failures(tmp_path: Path) -> None:
     (score,) = data.runs[0].benchmarks
     assert (score.correct, score.failed) == (int(right.sum()), 2)
     assert score.accuracy.value == pytest.approx(right.mean())
+    assert score.accuracy == effective_interval(right.mean(axis=1), completions=3)
     assert score.pass_counts == (1, 1, 2, 0)
     assert score.repeat_std == pytest.approx(np.std(right.mean(axis=0), ddof=1))
     assert score.flip_rate == pytest.approx(3 / 4)
@@ -73,24 +75,30 @@ def test_warnings_come_first(tmp_path: Path) -> None:
     assert second.startswith("The runs sampled differently")
 
 
-def test_shared_pictures_widen_the_interval_and_equal_scores_keep_wilsons(tmp_path: Path) -> None:
+def test_shared_pictures_widen_the_interval_also_of_equal_scores(tmp_path: Path) -> None:
     right = np.repeat(np.random.default_rng(1).random(25) < 0.5, 4)  # alike within a picture
     settings = {"benchmarks": {"x": 100, "y": 8}, "correct": {"x": right, "y": [True] * 8}}
     shared = analysed(tmp_path / "a", share=4, **settings).runs[0]
     x, y = shared.benchmarks
-    assert x.by_picture
-    assert x.clustered is not None
-    assert x.clustered.high - x.clustered.low > 1.6 * (x.accuracy.high - x.accuracy.low)  # about 2, the root of 4
+    apart = analysed(tmp_path / "b", **settings).runs[0].benchmarks[0]
+    for wide, narrow in ((x.accuracy, apart.accuracy), (x.clustered, apart.accuracy)):
+        assert wide is not None
+        assert 1.6 < (wide.high - wide.low) / (narrow.high - narrow.low) < 2.3  # about 2, the root of 4
+    twice = analysed(tmp_path / "c", share=4, n=2, benchmarks={"x": 100}, correct={"x": np.stack([right] * 2, axis=1)})
+    assert twice.runs[0].benchmarks[0].majority == x.accuracy
+    assert x.minimum_detectable == pytest.approx(2 * apart.minimum_detectable, rel=0.1)
     assert y.clustered is not None
-    assert not y.by_picture
-    assert y.interval == y.accuracy
-    assert y.interval.low < 1
+    assert y.clustered.low == y.clustered.high
+    assert y.accuracy[1:] == pytest.approx(proportion_confint(2, 2, method="wilson"))  # two pictures, two answers
 
 
 def test_the_mean_is_unweighted_and_its_interval_holds_it(tmp_path: Path) -> None:
     run = analysed(tmp_path / "a", benchmarks={"x": 10, "y": 40}, accuracy={"x": 1.0, "y": 0.5}).runs[0]
     assert run.macro.value == pytest.approx(np.mean([score.accuracy.value for score in run.benchmarks]))
-    assert run.macro.low < run.macro.value < run.macro.high
+    low, high = (
+        np.sqrt(sum((s.accuracy.value - s.accuracy[side]) ** 2 for s in run.benchmarks)) / 2 for side in (1, 2)
+    )
+    assert run.macro[1:] == pytest.approx((run.macro.value - low, run.macro.value + high))
     assert run.folder == "a"
 
 
@@ -108,11 +116,13 @@ def test_published_numbers_stand_only_beside_as_many_questions(tmp_path: Path) -
     six = analysed(tmp_path / "b", benchmarks={name: QUESTIONS[name] for name in BENCHMARKS}, pictures=False)
     assert comparable_benchmarks(six) == BENCHMARKS
     assert comparable_means(six)
+    fewer = replace(six.runs[0], benchmarks=six.runs[0].benchmarks[:2])
+    assert not comparable_means(replace(six, runs=(*six.runs, fewer)))
 
 
 def test_the_same_runs_give_the_same_numbers_and_the_seed_matters(tmp_path: Path) -> None:
     runs = [read_run(toy_run(tmp_path / name, name, {"x": 60, "y": 30}, seed=i, n=3)) for i, name in enumerate("ab")]
     one, again, other = (analyse(runs[:1], baseline=runs[1], samples=SAMPLES, seed=seed) for seed in (0, 0, 1))
     assert one == again
-    assert one.runs[0].macro != other.runs[0].macro
-    assert one.runs[0].benchmarks[0].accuracy == other.runs[0].benchmarks[0].accuracy
+    assert one.comparisons[0].difference != other.comparisons[0].difference
+    assert one.runs == other.runs

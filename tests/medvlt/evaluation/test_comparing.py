@@ -77,6 +77,23 @@ def test_questions_of_one_picture_count_as_one_piece_of_evidence(tmp_path: Path)
     assert one.test == SIGN_FLIP_PICTURES
     assert one.p_value == pytest.approx(2 / 2**5)
     assert one.mcnemar == pytest.approx(2 / 2**20)
+    assert one.minimum_detectable == 1.0  # five signs never give p < 0.05
+
+
+def test_what_could_be_found_counts_shared_pictures(tmp_path: Path) -> None:
+    ours, theirs = (np.repeat(np.random.default_rng(seed).random(50) < 0.5, 4) for seed in (0, 1))
+    apart, shared = (
+        against(
+            tmp_path / str(share),
+            {"correct": {"x": theirs}},
+            {"correct": {"x": ours}},
+            benchmarks={"x": 200},
+            share=share,
+        )[0].minimum_detectable
+        for share in (1, 4)
+    )
+    assert apart is not None
+    assert shared == pytest.approx(2 * apart, rel=0.1)  # the root of 4
 
 
 def test_several_completions_compare_the_means_of_questions(tmp_path: Path) -> None:
@@ -113,7 +130,18 @@ def test_a_control_is_compared_with_its_own_run_and_not_with_the_baseline(tmp_pa
     assert result.consistency == pytest.approx(5 / 8)  # right both times or wrong both times, by text, never by letter
     alone = analyse([rotated], baseline=None, samples=SAMPLES)
     assert not alone.controls
-    assert any("no run of the same model, checkpoint and prompt" in note for note in alone.notes)
+    assert any("no run of the same model, checkpoint, prompt and grader" in note for note in alone.notes)
+
+
+def test_the_run_of_a_control_has_its_grader_and_if_possible_its_sampling(tmp_path: Path) -> None:
+    other_grader = run(tmp_path, "A", {"x": 4}, about={"grader": {"policy": "reference_eval", "version": "1"}})
+    other_sampling = run(tmp_path, "B", {"x": 4}, n=2)
+    same = run(tmp_path, "C", {"x": 4})
+    control = run(tmp_path, "D", {"x": 4}, control={"name": "blind"})
+    for runs, partner in (((other_grader, other_sampling, same), "C"), ((other_grader, other_sampling), "B")):
+        (result,) = analyse([*runs, control], baseline=None, samples=50).controls
+        assert result.run == partner
+    assert not analyse([other_grader, control], baseline=None, samples=50).controls
 
 
 def test_runs_without_pictures_are_resampled_by_those_of_the_others(tmp_path: Path) -> None:

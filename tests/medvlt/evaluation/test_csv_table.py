@@ -15,6 +15,7 @@ from medvlt.evaluation.csv_table import HEAD, csv_table
 from medvlt.evaluation.published import PUBLISHED
 from medvlt.evaluation.runs import read_run
 from medvlt.evaluation.scores import MEAN
+from medvlt.evaluation.wording import NO_INTERVAL
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -62,7 +63,8 @@ def test_no_text_is_a_formula_and_negative_numbers_stay_numbers(tmp_path: Path, 
     named = [row for row in table if row["run"] != "B"]
     assert {row["run"] for row in named} == {f"'{label}"}
     assert {row["benchmark"] for row in table} - {MEAN} == {f"'{label}"}
-    assert [row["value"] for row in named if row["measure"] == "difference"] == ["-1.0"]
+    (row,) = (row for row in named if row["measure"] == "difference")
+    assert (row["value"], row["low"], row["high"], row["remark"]) == ("-1.0", "", "", NO_INTERVAL)
 
 
 def test_quotes_commas_and_lines_come_back(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from toy_runs import toy_run
 
+from medvlt.errors import DataError
 from medvlt.evaluation.alignment import align
 from medvlt.evaluation.analysis import analyse_aligned
-from medvlt.evaluation.markdown import SHOWN_FAILURES, markdown, p_text, points
+from medvlt.evaluation.markdown import SHOWN_FAILURES, markdown
 from medvlt.evaluation.published import PUBLISHED
 from medvlt.evaluation.runs import EvaluationRun, read_run
+from medvlt.evaluation.wording import NO_INTERVAL
 
 HOSTILE = 'A|B <script>alert(1)</script> `x` [l](http://h) *b* _i_ \x00\u202e\ud800 "q"\n# heading\n| a | b |'
 
@@ -32,13 +34,13 @@ Percent with a 95% interval.
 
 | run | x (8) | y (4) | mean of benchmarks |
 | --- | ---: | ---: | ---: |
-| **new** | 75.0 (40.9 to 92.9) | 25.0 (4.6 to 69.9) | 50.0 (25.0 to 75.0) |
-| **old** (baseline) | 25.0 (7.1 to 59.1) | 50.0 (15.0 to 85.0) | 37.5 (12.5 to 68.8) |
+| **new** | 75.0 (40.9 to 92.9) | 25.0 (4.6 to 69.9) | 50.0 (30.1 to 74.2) |
+| **old** (baseline) | 25.0 (7.1 to 59.1) | 50.0 (15.0 to 85.0) | 37.5 (17.9 to 61.9) |
 | chance | 25.0 | 25.0 | 25.0 |
 
 ## Details
 
-| run | benchmark | questions | n | right | of | accuracy | Wilson interval | interval by picture | chance | MDE | format | cut | failed | tokens | majority | pass@n | SD of repeats | flips |
+| run | benchmark | questions | n | right | of | accuracy | 95% interval | interval by picture | chance | MDE | format | cut | failed | tokens | majority | pass@n | SD of repeats | flips |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | new | x | 8 | 1 | 6 | 8 | 75.0 | 40.9 to 92.9 |  | 25.0 | 63.4 | 100.0 | 0.0 | 0 | 12.6 |  |  |  |  |
 | new | y | 4 | 1 | 1 | 4 | 25.0 | 4.6 to 69.9 |  | 25.0 | 74.7 | 75.0 | 0.0 | 1 | 11.0 |  |  |  |  |
@@ -102,6 +104,20 @@ def test_every_table_has_as_many_cells_in_each_row(tmp_path: Path) -> None:
     assert "under the control" in text
 
 
+def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
+    """No interval of differences that do not vary, no chance without options, no mean that is of all."""
+    one, two = (read_run(toy_run(tmp_path / name, name, {"x": 8, "y": 8}, share=8)) for name in "ab")
+    text = written(one, baseline=two, title="Alike")
+    assert text.count(f"| +0.0 | {NO_INTERVAL} | 0 | 0 |") == 3
+    third = read_run(toy_run(tmp_path / "c", "c", {"x": 8}, share=8))
+    bare = replace(third, benchmarks={"x": replace(third.benchmarks["x"], options=({},) * 8)})
+    assert "*only 1 of 2 benchmarks* |" in written(one, third)
+    assert "| chance | 25.0 |" in written(bare, third)  # that of the first run that has options
+    assert "| chance |  |\n" in written(bare)
+    with pytest.raises(DataError, match="named 'mean'"):
+        align([read_run(toy_run(tmp_path / "d", "d", {"mean": 2}))])
+
+
 def test_texts_of_runs_stay_texts(tmp_path: Path) -> None:
     about = {"model": HOSTILE, "prompt": HOSTILE, "checkpoint": HOSTILE, "regraded_from": {"label": HOSTILE}}
     name = HOSTILE.replace("\ud800", "")
@@ -121,15 +137,3 @@ def test_many_failures_are_counted(tmp_path: Path) -> None:
     text = written(read_run(toy_run(tmp_path / "a", "A", {"x": 30}, failed=failed)))
     assert text.count("HTTP 500") == SHOWN_FAILURES
     assert "\n5 more.\n" in text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0125, "+1.2"), (-0.2, "-20.0"), (0.0, "+0.0"), (-0.0001, "+0.0"), (0.00004, "+0.0")]
-)
-def test_points(value: float, text: str) -> None:
-    assert points(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.04999, "0.0500"), (1.0, "1.0000"), (2e-5, "<0.0001"), (None, "")])
-def test_p_values(value: float | None, text: str) -> None:
-    assert p_text(value) == text

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medvlt.evaluation.records import completion_record, picture_id, picture_name
-from medvlt.evaluation.runs import COLUMNS
+from medvlt.evaluation.records import COLUMNS, completion_record, picture_id, picture_name
 from medvlt.evaluation.thumbnails import thumbnail
 from medvlt.types import Completion, ImageSource, Reason, RolloutGroup, Sample, Verdict
 

@@ -66,7 +66,8 @@ def test_the_same_rules_change_nothing(tmp_path: Path) -> None:
     pictures = {path.name: path.read_bytes() for path in (old / "pictures").iterdir()}
     assert pictures == {path.name: path.read_bytes() for path in (new / "pictures").iterdir()} != {}
     before, after = (json.loads((folder / "run.json").read_text()) for folder in (old, new))
-    assert {name for name in after if after[name] != before.get(name)} == {"label", "regraded_from"}
+    assert {name for name in after if after[name] != before.get(name)} == {"regraded_from"}
+    assert after["label"] == after["regraded_from"]["label"] == "toy (robust)"  # not "(robust) (robust)"
     assert after["regraded_from"]["completions"] == before["completions"]
     assert "1 completions that never came and stay failed" in (new / "regrade.md").read_text()
 
@@ -92,11 +93,16 @@ def test_other_rules_give_the_confusion_known_by_hand(tmp_path: Path, capsys: py
     assert report.count("Which \\| of \\*these\\*?") == EXAMPLES  # one line, and no cell is cut in two
     before, after = (read_run(folder).benchmarks["vqa"].scores.mean() for folder in (old, new))
     assert f"| {100 * before:.2f} | {100 * after:.2f} | {100 * (after - before):+.2f} (" in report
+    assert f"| label | bad\\_format | {repeats} |" in report
     printed = capsys.readouterr().out
     assert "reference_reward" in printed
     assert read_run(new).label == "by hand (reference_reward)"
     regrade(str(new), str(tmp_path / "back"), policy="robust")
     assert stored(tmp_path / "back") == stored(old)
+    assert read_run(tmp_path / "back").label == "by hand (robust)"
+    shared = run_of_texts(tmp_path / "shared", picture_ids=["p"])  # one picture is one observation: no spread
+    regrade(str(shared), str(tmp_path / "shared_new"), policy="reference_reward")
+    assert "-16.67 (-16.67 to -16.67)" in (tmp_path / "shared_new" / "regrade.md").read_text()
 
 
 def test_cut_failed_and_open_completions(tmp_path: Path) -> None:
@@ -116,6 +122,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     old, new = run_of_texts(tmp_path / "old"), tmp_path / "new"
     with pytest.raises(ConfigurationError, match="another folder than"):
         regrade(str(old), str(old / "."))
+    with pytest.raises(ConfigurationError, match="another folder than"):
+        regrade(str(old), str(old / "pictures" / "new"))
     with pytest.raises(ConfigurationError, match="grading policies"):
         regrade(str(old), str(new), policy="lenient")  # type: ignore[arg-type]
     assert not new.exists()
@@ -126,6 +134,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert json.loads((new / "run.json").read_text())["grader"]["policy"] == "reference_eval"
     lines = (old / "completions.jsonl").read_text().splitlines()
     (old / "completions.jsonl").write_text("\n".join([lines[0][:40], *lines[1:5], '{"uid": 3}']) + "\n")
+    absent: list[dict[str, Any]] = [{"completion": None}, {"question": None}]
+    for changes in absent:
+        name = next(iter(changes))
+        broken = run_of_texts(tmp_path / name, **changes)
+        with pytest.raises(DataError, match=rf"6 lines are no stored completions, such as line 1 \({name} is None\)"):
+            regrade(str(broken), str(tmp_path / "none"))
     kept = {path.name: path.read_bytes() for path in new.iterdir() if path.is_file()}
     with pytest.raises(DataError, match=r"2 lines are no stored completions, such as line 1 .*; line 6 \(without"):
         regrade(str(old), str(new), overwrite=True)

@@ -23,9 +23,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read_results(path) == results
 
 
-def test_interval_counts_questions_not_completions() -> None:
+def test_interval_counts_effective_questions_not_completions() -> None:
     """Sixteen completions of a question are not sixteen questions."""
-    repeated = replace(RESULT, correct=16 * 193, count=16 * 272)
+    repeated = replace(RESULT, correct=16 * 193, count=16 * 272, effective_questions=272.0)
     assert repeated.accuracy == RESULT.accuracy
     assert repeated.interval == RESULT.interval == wilson_interval(193, 272)
 

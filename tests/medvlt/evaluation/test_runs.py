@@ -49,7 +49,13 @@ def test_a_label_falls_back(tmp_path: Path) -> None:
     assert EvaluationRun(tmp_path / "folder", {}, {}).label == "folder"
 
 
-def test_a_run_is_replaced_when_the_new_one_is_whole(folder: Path, tmp_path: Path) -> None:
+def _quota(path: Path) -> None:
+    raise OSError(122, "Disk quota exceeded")
+
+
+def test_a_run_is_replaced_when_the_new_one_is_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = read_run(folder)
     about = dict(before.about)
 
@@ -64,17 +70,36 @@ def test_a_run_is_replaced_when_the_new_one_is_whole(folder: Path, tmp_path: Pat
     assert read_run(folder).benchmarks["b"].scores.tolist() == [0.5, 1, 0]
     thumbnails = tmp_path / "thumbnails"
     thumbnails.mkdir()
-    (thumbnails / "new.jpg").touch()
+    (thumbnails / "0123456789abcdef.jpg").touch()
+    with monkeypatch.context() as full:
+        full.setattr("medvlt.evaluation.runs.flush_names", _quota)  # the bytes reach the disk only now
+        with pytest.raises(DataError, match="Disk quota exceeded"):
+            write_run(folder, about, [], overwrite=True, pictures=thumbnails)
+    assert read_run(folder).benchmarks["b"].scores.tolist() == [0.5, 1, 0]
     uids = uids_fingerprint(["b/0"])
     about |= {"sampling": {"n": 1}, "benchmarks": {"b": {"questions": 1, "uids": uids}}}
     write_run(folder, about, [toy_record("b", 0, 0, right=True)], overwrite=True, pictures=thumbnails)
     assert read_run(folder).benchmarks["b"].scores.tolist() == [1]
     assert sorted(path.name for path in folder.rglob("*")) == [
-        "completions.jsonl", "new.jpg", "pictures", "run.json"
+        "0123456789abcdef.jpg", "completions.jsonl", "pictures", "run.json"
     ]  # fmt: skip
     with pytest.raises(DataError, match="cannot write"):
         write_run(folder, about, [], overwrite=True, pictures=thumbnails)  # moved already
     assert not (folder / "run.json").exists()  # what it said held no longer
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("control", "blind"), ("control", {"colour": 1}), ("grader", ["robust"]), ("versions", 1), ("sampling", [1]),
+        ("regraded_from", "elsewhere"), ("regraded_from", {"grader": "robust"}),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_refused_before_a_report_meets_them(folder: Path, name: str, value: Any) -> None:
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(DataError, match=rf"run\.json expects other kinds of values, got {name}"):
+        read_run(folder)
 
 
 def test_odd_texts_survive(tmp_path: Path) -> None:

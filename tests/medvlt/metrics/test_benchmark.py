@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from medvlt.evaluation.statistics.intervals import effective_questions
 from medvlt.metrics.benchmark import BenchmarkMetrics
+from medvlt.metrics.policy import PolicyStatistics
 from medvlt.types import Completion, FinishReason, Reason, RolloutGroup, Sample, Verdict
 
 Row = tuple[str | None, int, FinishReason]
@@ -43,6 +46,15 @@ BY_HAND = {"correct": 5, "count": 12, "questions": 4, "failed": 1, "majority": 0
 def test_several_completions_by_hand() -> None:
     values = count(BenchmarkMetrics(), *THREE)
     assert {name: values[name] for name in BY_HAND} == BY_HAND
+    scores = [1 / 3, 1 / 3, 0, 1]
+    assert values["effective_questions"] == pytest.approx(effective_questions(scores, completions=3), rel=1e-5)
+
+
+def test_states_can_be_held_where_there_are_no_doubles() -> None:
+    """Apple's GPUs have none; moving a metric there must not fail."""
+    metrics = [*BenchmarkMetrics().metrics.values(), PolicyStatistics()]
+    kinds = {getattr(metric, name).dtype for metric in metrics for name in metric._defaults}
+    assert kinds <= {torch.float32, torch.int64}
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")

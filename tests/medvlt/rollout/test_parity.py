@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from medvlt.data.encoder import PromptEncoder
-from medvlt.errors import ConfigurationError
+from medvlt.errors import ConfigurationError, EngineError
 from medvlt.models.loading import Backbone, load_backbone
 from medvlt.models.policy import Policy
-from medvlt.rollout.parity import SCANNED, Comparison, ParityGate, choose_samples, compare
+from medvlt.rollout.parity import SCANNED, Comparison, ParityGate, check, choose_samples, compare
 from medvlt.rollout.transformers import TransformersEngine
-from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
+from medvlt.types import Completion, RolloutGroup, RolloutKey, Sample, SamplingParams
 
 OPTIONS = {"A": "Left", "B": "Right"}
 SAMPLING = SamplingParams(n=2, temperature=0.7, max_tokens=8)
@@ -107,6 +107,20 @@ def test_differences_are_those_of_one_completion(
     assert first.agrees(2.0 / length + 1e-3)
     assert not first.agrees(2.0 / length - 1e-3)
     assert second.agrees(TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("refused", "named"), [((0,), "all 1 prompts without pictures"), ((1, 2), "all 2 prompts with pictures"),
+                           ((0, 1, 2), "all 3 prompts of the comparison")]
+)  # fmt: skip
+def test_a_modality_that_was_never_compared(
+    refused: Sequence[int], named: str, groups: list[RolloutGroup], policy: Policy, encoder: PromptEncoder
+) -> None:
+    nothing = Completion((), "", (), "error", error="too long")
+    asked = [replace(group, completions=(nothing,)) if i in refused else group for i, group in enumerate(groups)]
+    with pytest.raises(EngineError, match=f"the engine refused {named}"):
+        check(asked, policy, encoder, temperature=SAMPLING.temperature, tolerance=TOLERANCE)
+    check([*groups[:2], asked[2]], policy, encoder, temperature=SAMPLING.temperature, tolerance=TOLERANCE)
 
 
 def test_nan_never_agrees(groups: list[RolloutGroup], policy: Policy, encoder: PromptEncoder) -> None:

@@ -18,10 +18,14 @@ def test_greedy_completions_are_decoded_one_by_one() -> None:
 def test_calls_become_whole_groups() -> None:
     samples = [Sample(uid, "Which?", {}, None, "") for uid in "ab"]
     calls = [
-        [RolloutGroup(sample, (1,), (Completion((), f"{sample.uid}{call}", (), "stop"),)) for sample in samples]
+        [
+            RolloutGroup(sample, (1,) if call else (), (Completion((), f"{sample.uid}{call}", (), "stop"),))
+            for sample in samples
+        ]
         for call in range(3)
     ]
     whole = joined(calls)
     assert [group.sample for group in whole] == samples
     assert [[c.text for c in group.completions] for group in whole] == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+    assert [group.prompt_token_ids for group in whole] == [(1,), (1,)]  # the first call failed and knows no prompt
     assert joined([[], []]) == []

@@ -22,7 +22,7 @@ from medvlt.data import decode
 from medvlt.data.drops import DropReason
 from medvlt.data.phantom import Phantom
 from medvlt.data.samples import SampleSet, Source
-from medvlt.data.sources import JSONLines
+from medvlt.data.sources import JSONLines, SavedDataset
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.benchmarks import Benchmark, PathVQAClosed, PMCVQATest, SLAKEClosed, VQARADClosed
 from medvlt.evaluation.benchmarks.originals import lettered
@@ -41,7 +41,7 @@ def png(level: int) -> dict[str, Any]:
 
 CLOSED = [
     ("Which is bigger, the heart or lung?", "Lung", "CLOSED"),
-    ("What organ is this?", "Liver", "OPEN"),
+    ("What organ is this?", "Liver", "other"),
     ("Is there a mass?", "Yes", "CLOSED"),
     ("Which is bigger in this image, kidney or spleen?", "Liver", "CLOSED"),
 ]
@@ -131,6 +131,8 @@ def test_what_is_lost_is_an_error(tmp_path: Path) -> None:
     assert "corrupt_image 1 (e.g. row 2:" in message
     assert "First: row 0, slake_closed:2:" in message
     assert "max_lost=2 (now 1)" in message
+    with pytest.raises(DataError, match=r"expected 7 questions, got 1 questions, 6 lost\. Unusable 2"):
+        SLAKEClosed(source=place, expected=7, max_lost=5).load()
     left = SLAKEClosed(source=place, expected=3, max_lost=2).load()
     assert left.report.drops == {DropReason.BAD_FIELD: 1, DropReason.CORRUPT_IMAGE: 1}
     assert [one.dataset_index for one in left] == [3]
@@ -155,6 +157,7 @@ def test_options_of_a_file_go_first(tmp_path: Path) -> None:
     question, answer, _ = CLOSED[3]
     lines = [
         {"question": "Is there  a mass?", "options": ["No", "Yes"]},
+        {"question": question, "options": ["Liver", "Lung"]},
         {"hash": hashlib.sha256(f"{question}{answer}".encode()).hexdigest()[:16], "options": ["Kidney", "Liver"]},
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
@@ -166,6 +169,9 @@ def test_options_of_a_file_go_first(tmp_path: Path) -> None:
     ]
     assert [one.extra["options_from"] for one in samples] == ["question", "file", "file"]
     wrong = {
+        '{"question": "Is there a mas?", "options": ["Yes", "No"]}': "1 entries are of no closed question .*a mas",
+        '{"question": "What organ is this?", "options": ["Liver", "Lung"]}': "1 entries are of no closed question",
+        '{"question": "Is there a mass?", "options": ["in", "out"]}': r"1 entries lack.* a mass.*\(in, out; .*: Yes\)",
         '{"question": "q", "options": ["a"]}': "two or more",
         '{"question": "q", "options": ["a", " a"]}': "different",
         '{"options": ["a", "b"]}': "expected `options`",
@@ -188,7 +194,11 @@ def test_pmc_vqa(tmp_path: Path) -> None:
     samples = PMCVQATest(source=stored(rows, tmp_path / "rows.parquet"), expected=1).load()
     options = {"A": "CT", "B": "MRI", "C": "CT (the same as A)", "D": "(blank)"}
     assert texts(samples) == [("What is shown?", options, "B", "MRI")]
-    assert len(set(lettered(["", "", "x", "x"]).values())) == 4
+    numbers = [row | {"A": 0, "B": 1, "C": 2, "D": None}]
+    samples = PMCVQATest(source=stored(numbers, tmp_path / "numbers.parquet"), expected=1).load()
+    assert list(samples[0].options.values()) == ["0", "1", "2", "(blank)"]
+    odd = ["", "", "x", "x", "x", " x (the same as C)", "(blank)"]
+    assert len(set(lettered(odd).values())) == len(odd)
 
 
 def test_built_read_back_and_named_in_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,10 +216,23 @@ def test_built_read_back_and_named_in_yaml(tmp_path: Path, capsys: pytest.Captur
     card = (built / "README.md").read_text()
     assert "question 2, nothing 1" in card
     assert "1 questions stay open" in card
+    for setting in (
+        '"expected": 3',
+        '"max_lost": 0',
+        '"max_open": 1',
+        '"options_file": null',
+        '"benchmark": "slake_closed"',
+    ):
+        assert setting in card
     first = SLAKEClosed(source=place, expected=3).load()
     for again in (SLAKEClosed(source=built, expected=3), Benchmark(built, expected=3, max_open=1)):
         assert again.load().uids == first.uids
         assert list(again.load()) == list(first)
+    for source in (built, SavedDataset(built, open_questions=True)):
+        with pytest.raises(ConfigurationError, match="options_file is for original rows"):
+            SLAKEClosed(source=source, expected=3, options_file="gone.jsonl").load()
+        with pytest.raises(DataError, match=r"expected questions of vqa_rad_closed only, got slake_closed \(3\)"):
+            VQARADClosed(source=source, expected=3).load()
     with pytest.raises(SystemExit) as caught:
         main([*words, str(tmp_path / "other"), "--images", "x"])
     assert "slake_closed has no option images" in capsys.readouterr().err
@@ -251,8 +274,25 @@ def test_any_source_is_a_benchmark(tmp_path: Path) -> None:
     assert len(Benchmark(source, max_lost=2).load()) == 5
     few = Benchmark(source, dataset_name="b", expected=2, max_lost=2).load()
     assert [one.dataset_name for one in few] == ["b", "b"]
+    assert len(Benchmark(source, dataset_name="b", expected=2).load()) == 2  # the unusable ones are of others
+    with pytest.raises(DataError, match="expected 3 questions, got 2 questions, 1 lost"):
+        Benchmark(source, dataset_name="b", expected=3).load()
+    with pytest.raises(DataError, match="2 lost"):
+        Benchmark(source, dataset_name="b").load()
+    for name, count in (("a", 3), ("b", 2)):
+        assert len(Benchmark(file, dataset_name=name, expected=count).load()) == count
+    with pytest.raises(DataError, match=r"no question of c; its data sets: a \(3\), b \(2\), rows \(2\)"):
+        Benchmark(file, dataset_name=["a", "c"]).load()
+    with pytest.raises(DataError, match=r"got 0 questions, 2 lost.*First: row 5, row 6\. Correct the source$"):
+        Benchmark(file, dataset_name="rows", max_lost=2).load()
     with pytest.raises(DataError, match="3 too many"):
         Benchmark(source, expected=2, max_lost=2).load()
+    with pytest.raises(ConfigurationError, match="revision"):
+        Benchmark(source, revision="main").load()
+    file.write_text("\n".join(json.dumps(line | {"images": ["gone.png"]}) for line in lines))
+    with pytest.raises(DataError, match=r"expected 5 questions, got 0 questions, 5 lost\. Unusable 5") as caught:
+        Benchmark(file, expected=5, max_lost=5).load()
+    assert not any(word in str(caught.value) for word in ("max_drop_share", "drop_log"))
     drawn = Benchmark(Phantom("test", 7, modality="picture"), expected=7).load()
     assert drawn.uids == Phantom("test", 7, modality="picture").load().uids
 

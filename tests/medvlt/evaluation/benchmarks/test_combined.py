@@ -15,7 +15,7 @@ from PIL import Image
 
 from medvlt.data.sources import HubDataset, JSONLines
 from medvlt.errors import ConfigurationError, DataError
-from medvlt.evaluation.benchmarks import MedVLThinkerEval, combined
+from medvlt.evaluation.benchmarks import Benchmark, MedVLThinkerEval, combined
 from medvlt.evaluation.benchmarks.combined import COUNTS
 
 SIX = {name: 2 + number for number, name in enumerate(COUNTS)}
@@ -82,6 +82,8 @@ def test_every_form_gives_the_six(form: str, tmp_path: Path) -> None:
     uids = []
     for name, count in SIX.items():
         samples = MedVLThinkerEval(name, source=source, expected=count).load()
+        if form not in ("hub", "splits"):
+            assert Benchmark(source, dataset_name=name, expected=count).load().uids == samples.uids
         assert [one.dataset_name for one in samples] == [name] * count
         numbers = [row["dataset_index"] for row in rows() if row["dataset_name"] == name]
         assert [one.dataset_index for one in samples] == numbers
@@ -89,6 +91,9 @@ def test_every_form_gives_the_six(form: str, tmp_path: Path) -> None:
             assert [len(one.images) for one in samples] == [1 + number % 2 for number in numbers]
         uids += samples.uids
     assert len(set(uids)) == sum(SIX.values())
+    if form == "splits":
+        with pytest.raises(DataError, match="its splits: test, train"):
+            Benchmark(source, dataset_name="pmc_vqa").load()
     with pytest.raises(DataError, match=r"expected 416 questions, got 6 questions, 410 lost"):
         MedVLThinkerEval("slake_closed", source=source).load()
 
@@ -119,6 +124,47 @@ def test_a_lost_row_is_named(tmp_path: Path) -> None:
                 source.load()
         else:
             assert len(source.load()) == count
+
+
+def test_equal_and_blank_options_are_marked_and_rows_numbered_as_stored(tmp_path: Path) -> None:
+    records = rows()
+    own = [number for number, row in enumerate(records) if row["dataset_name"] == "slake_closed"]
+    texts = {"A": "CT", "B": " ", "C": "CT ", "D": "CT", "E": None}
+    records[own[0]] |= {"options": json.dumps(texts), "answer_label": "C", "answer": "CT"}
+    records[own[1]]["answer_label"] = "Z"
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row | {"images": None}) for row in records]
+    file.write_text("\n".join(lines))
+    table = datasets.Dataset.from_list([row | {"images": None} for row in records])
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    for place in (file, tmp_path / "rows.parquet"):
+        with pytest.raises(DataError, match=rf"1 lost.*First: row {own[1]}\."):
+            MedVLThinkerEval("slake_closed", source=place, expected=6).load()
+        first = MedVLThinkerEval("slake_closed", source=place, expected=6, max_lost=1).load()[0]
+        marked = {"A": "CT", "B": "(blank)", "C": "CT (the same as A)", "D": "CT (the same as A) (the same as C)"}
+        assert (dict(first.options), first.answer_label, first.answer) == (marked, "C", "CT (the same as A)")
+        with pytest.raises(ConfigurationError, match="revision"):
+            MedVLThinkerEval("slake_closed", source=place, revision="abc").load()
+    source = JSONLines(file, max_drop_share=1)  # which drops the twins too
+    assert len(MedVLThinkerEval("pmc_vqa", source=source, expected=2).load()) == 2
+    with pytest.raises(DataError, match="expected 6 questions, got 4 questions, 2 lost"):
+        MedVLThinkerEval("slake_closed", source=source, expected=6).load()
+    with pytest.raises(ConfigurationError, match="revision"):
+        MedVLThinkerEval("pmc_vqa", source=source, revision="abc").load()
+
+
+def test_a_row_of_nobody_is_lost_to_everybody(tmp_path: Path) -> None:
+    records = [row | {"images": None} for row in rows()]
+    records[3]["dataset_name"] = None
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    datasets.Dataset.from_list(records).to_parquet(str(tmp_path / "rows.parquet"))
+    for place in (file, tmp_path / "rows.parquet"):
+        with pytest.raises(DataError, match=r"1 lost.*row 3: `dataset_name` is missing"):
+            MedVLThinkerEval("slake_closed", source=place, expected=6).load()
+    file.write_text("\n".join([*(json.dumps(row) for row in records if row["dataset_name"]), "{broken"]))
+    with pytest.raises(DataError, match=rf"1 lost.*First: row {len(records) - 1}\."):
+        MedVLThinkerEval("slake_closed", source=file, expected=6).load()
 
 
 def test_other_sets(tmp_path: Path) -> None:

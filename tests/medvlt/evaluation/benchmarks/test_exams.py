@@ -17,9 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from medvlt.data.samples import SampleSet
-from medvlt.data.sources import JSONLines
-from medvlt.errors import DataError
+from medvlt.data.controls import RotatedOptions
+from medvlt.data.samples import SampleSet, Source
+from medvlt.data.sources import HubDataset, JSONLines
+from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.benchmarks import (
     MedMCQAValidation,
     MedQATest,
@@ -36,6 +37,16 @@ from medvlt.evaluation.benchmarks.text_only import SUBJECTS
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+class Fixed(Source):
+    """Gives samples that are there already."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples = samples
+
+    def load(self) -> SampleSet:
+        return self.samples
 
 
 def picture(level: int) -> bytes:
@@ -82,7 +93,7 @@ def test_mmmu(tmp_path: Path) -> None:
             if subset == "Pharmacy" and split == "dev":
                 rows[0] |= {"question_type": "open", "options": "[]", "answer": "7"}
             if subset == "Pharmacy" and split == "validation":
-                rows[0]["image_2"] = {"bytes": picture(99), "path": "b.png"}
+                rows[0]["image_7"] = {"bytes": picture(99), "path": "b.png"}
             file = place / subset / f"{split}-0.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             datasets.Dataset.from_list(rows, features=features).to_parquet(str(file))
@@ -99,6 +110,7 @@ def test_mmmu(tmp_path: Path) -> None:
     assert samples.light(0).images == ()
     assert [samples.light(i).uid for i in range(14)] == list(samples.uids)
     assert without_markers("<image 1> In <image 2> the <image 10>?") == "In the?"
+    assert without_markers("It was .25 mg , <image 1> .5 mg <image 2> .") == "It was .25 mg , .5 mg."
 
 
 def medxpert_row(number: int, **changes: Any) -> dict[str, Any]:
@@ -131,6 +143,13 @@ def test_medxpertqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for source in (place, lines)
         for images in (archive, folder)
     ]
+    looked, find = [], MedXpertQAMM._pictures
+    monkeypatch.setattr(MedXpertQAMM, "_pictures", lambda self: looked.append(self) or find(self))
+    assert MedXpertQAMM(source=lines, images=archive, expected=3).load().uids == sets[0].uids
+    assert len(looked) == 1
+    records = jsonl([{"question": "q", "options": {"A": "x", "B": "y"}, "answer_label": "A"}], tmp_path / "built.jsonl")
+    with pytest.raises(ConfigurationError, match="images is for original rows"):
+        MedXpertQAMM(source=records, images=archive).load()
     for samples in sets:
         assert asked(samples) == [(f"What is {n}?", ["one", "two"], "A", f"MM-{n}") for n in range(3)]
         assert samples.uids == sets[0].uids
@@ -170,6 +189,9 @@ def test_medqa(tmp_path: Path) -> None:
     }
     samples = MedQATest(source=jsonl([row], tmp_path / "rows.jsonl"), expected=1).load()
     assert asked(samples) == [("Which?", ["a", "b", "c", "c (the same as C)"], "B", 0)]
+    others = jsonl([row | {"answer": " b "}, row | {"answer": "a"}], tmp_path / "other.jsonl")
+    with pytest.raises(DataError, match=r"1 lost.*answer_mismatch 1 \(e.g. row 1: answer_idx 'B' stands for 'b'"):
+        MedQATest(source=others, expected=2).load()
 
 
 def test_medmcqa(tmp_path: Path) -> None:
@@ -179,8 +201,16 @@ def test_medmcqa(tmp_path: Path) -> None:
     assert asked(samples) == [("Which?", ["a", "b", "c", "d"], "D", "u-1")]
     assert samples[0].extra == {"subject": "Surgery"}
     from_one = jsonl([row, row | {"cop": 4, "id": "u-2"}], tmp_path / "one.jsonl")
-    with pytest.raises(DataError, match=r"1 lost.*bad_label 1.*does it count from 1\?"):
-        MedMCQAValidation(source=from_one, expected=2).load()
+    with pytest.raises(DataError, match=r"got 4 of 4 options: it counts from 1"):
+        MedMCQAValidation(source=from_one, expected=2, max_lost=1).load()
+    below = jsonl([row, row | {"cop": -1, "id": "u-2"}], tmp_path / "below.jsonl")
+    with pytest.raises(DataError, match=r"1 lost.*bad_label 1.*from 0 to 3, got -1"):
+        MedMCQAValidation(source=below, expected=2).load()
+    equal = row | {"opa": 0, "opb": 0, "opc": "0", "opd": None, "cop": 0}
+    samples = MedMCQAValidation(source=jsonl([equal], tmp_path / "equal.jsonl"), expected=1).load()
+    options = ["0", "0 (the same as A)", "0 (the same as A) (the same as B)", "(blank)"]
+    assert asked(samples) == [("Which?", options, "A", "u-1")]
+    assert RotatedOptions()(samples[0]) is samples[0]
 
 
 def test_pubmedqa(tmp_path: Path) -> None:
@@ -195,12 +225,23 @@ def test_pubmedqa(tmp_path: Path) -> None:
     samples = PubMedQALabeled(source=place, expected=3).load()
     options = ["yes", "no", "maybe"]
     assert asked(samples) == [("Aim.\nFound.\nDoes it?", options, "ABC"[n], 10 + n) for n in range(3)]
-    (tmp_path / "test_ground_truth.json").write_text('{"12": "maybe", "10": "yes"}')
-    half = PubMedQALabeled(source=place, only=tmp_path / "test_ground_truth.json", expected=2).load()
+    only = tmp_path / "test_ground_truth.json"
+    only.write_text('{"12": "maybe", "10": "yes"}')
+    half = PubMedQALabeled(source=place, only=only, expected=2).load()
     assert half.uids == (samples.uids[0], samples.uids[2])
-    (tmp_path / "test_ground_truth.json").write_text("12")
+    with pytest.raises(ConfigurationError, match=r"only is for original rows, got records.*\(Fixed\)"):
+        PubMedQALabeled(source=Fixed(samples), only=only, expected=3).load()
+    assert PubMedQALabeled(source=Fixed(samples), expected=3).load().uids == samples.uids
+    with pytest.raises(DataError, match="expected 1,000 questions, got 3 questions, 997 lost"):
+        PubMedQALabeled(source=Fixed(samples)).load()
+    only.write_text("[12, 11, 10, 78, 77]")
+    with pytest.raises(DataError, match=r"2 identifiers of .* are not in it: 77, 78; correct `only`"):
+        PubMedQALabeled(source=place, only=only, expected=None).load()
+    only.write_text("[12, 11, 10]")
+    assert PubMedQALabeled(source=place, only=only, expected=3).load().uids == samples.uids
+    only.write_text("12")
     with pytest.raises(DataError, match="list or object"):
-        PubMedQALabeled(source=place, only=tmp_path / "test_ground_truth.json").load()
+        PubMedQALabeled(source=place, only=only).load()
 
 
 def test_mmlu(tmp_path: Path) -> None:
@@ -219,6 +260,34 @@ def test_published_counts_by_name() -> None:
         "pmc_vqa": 2_000, "MMMU-medical": 170, "MedXpertQA-MM": 2_000, "pathvqa_closed": 3_362, "slake_closed": 416,
         "vqa_rad_closed": 272, "medqa": 1_273, "medmcqa": 4_183, "pubmedqa": 1_000, "mmlu_medical": 1_089,
     }  # fmt: skip
+
+
+def test_where_the_rows_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    def opened(self: HubDataset) -> datasets.Dataset:
+        places.append((self.name, self.subset, self.split))
+        return datasets.Dataset.from_dict({"other": [1]})
+
+    monkeypatch.setattr(HubDataset, "table", opened)
+    for kind in ORIGINALS.values():
+        with pytest.raises(DataError, match="its columns: other"):
+            kind().load()
+    branches = ("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine", "Pharmacy",
+            "Public_Health")  # fmt: skip
+    subjects = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics",
+                "professional_medicine")  # fmt: skip
+    adaptllm = "AdaptLLM/biomed-VQA-benchmark"
+    assert places == [
+        (adaptllm, "PMC-VQA", "test"),
+        *[("MMMU/MMMU", subset, split) for subset in branches for split in ("validation", "dev")],
+        ("TsinghuaC3I/MedXpertQA", "MM", "test"),
+        *[(adaptllm, subset, "test") for subset in ("PathVQA", "SLAKE", "VQA_RAD")],
+        ("GBaker/MedQA-USMLE-4-options", None, "test"),
+        ("openlifescienceai/medmcqa", None, "validation"),
+        ("qiaojin/PubMedQA", "pqa_labeled", "train"),
+        *[("cais/mmlu", subject, "test") for subject in subjects],
+    ]
 
 
 def test_real_exam_questions_come_back(tmp_path: Path, shared_data: Path) -> None:

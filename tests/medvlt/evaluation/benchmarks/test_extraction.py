@@ -39,6 +39,18 @@ OFFERED = {
     "Is this a T1 weighted, T2 weighted, or FLAIR image?": (("T1 weighted", "T2 weighted", "FLAIR"), "FLAIR"),
     "Is there hypoinflation or hyperinflation of the lung": (("hypoinflation", "hyperinflation"), "Hyperinflation"),
     "The small bubbles of air seen in the lumen are normal or abnormal?": (("normal", "abnormal"), "abnormal"),
+    "Is the image T1-weighted or T2-weighted?": (("T1-weighted", "T2-weighted"), "T2-weighted"),
+    "Is the hila normal or enlarged?": (("normal", "enlarged"), "Enlarged"),
+    "Was this image taken in the AP or PA plane?": (("AP", "PA"), "PA"),
+    "Is this an axial or saggital view of the brain?": (("axial", "saggital"), "Axial"),
+    "Is the lesion located in gray or white matter?": (("gray", "white"), "White matter"),
+    "Is the abnormality focal or diffuse?": (("focal", "diffuse"), "Diffuse"),
+    "Are the calcifications superior or inferior to the diaphragm?": (("superior", "inferior"), "Superior"),
+    "Are the ground glass opacities located more in the apex or base of the lung?": (("apex", "base"), "Base"),
+    "Are the lines in the image inside or outside of the patient?": (("inside", "outside"), "Outside"),
+    "Are the lines seen on the exterior or interior of the patient?": (("exterior", "interior"), "Exterior"),
+    "Does this CT have contrast or no contrast?": (("contrast", "no"), "contrast"),
+    "Is the CSF radiolucent or radioopaque?": (("radiolucent", "radioopaque"), "Radiolucent"),
     "Was a CT or MRI used to take the above image?": (("CT", "MRI"), "MRI"),
     "Was this image taken with or without contrast?": (("with contrast", "without contrast"), "With contrast"),
     "Is this an abscess or cancer?": (("abscess", "cancer"), "Abscess"),
@@ -53,6 +65,8 @@ YES_OR_NO = (
     "Is the brain atrophied or shrunk?",
     "Any evidence of epidural or subdural hematoma?",
     "Are there epidural or subdural bleeds as well?",
+    "Is there evidence of a solid or cystic mass?",
+    "Are there any focal or diffuse abnormalities?",
     "Is there ectatic or aneurysmal enlargement of the abdominal aorta?",
     "Is homogeneous or diffuse staining of nuclei typical of antibodies reactive with dsDNA,  nucleosomes,  and "
     "histones?",
@@ -75,6 +89,20 @@ def test_what_a_question_offers(question: str) -> None:
     label = label_of(answer, options)
     assert label is not None
     assert options[label].casefold()[:3] in answer.casefold() + " 1" or answer == "surrounding tissue"
+
+
+def test_words_that_exclude_each_other() -> None:
+    pairs = (
+        "bilateral unilateral", "right both", "abnormal enlarged", "increased decreased", "male female",
+        "angiography CT", "MR PET", "ultrasound X-ray", "xray MRI", "DWI FLAIR", "lateral AP", "sagittal coronal",
+        "transverse axial", "one multiple",
+        "singular multilobulated", "single 1", "bigger smaller", "less more", "black grey",
+        "localized lateralized", "non-contrast contrast", "isodense hyperdense", "hypo hyper", "hypodense isodense",
+        "radiopaque radiolucent",
+    )  # fmt: skip
+    for one, other in map(str.split, pairs):
+        assert extract_options(f"Is it {one} or {other}?") == (one, other)
+    assert extract_options("Is it red or swollen?") == YES_NO
 
 
 @pytest.mark.parametrize("question", YES_OR_NO)
@@ -101,6 +129,15 @@ def test_the_annotated_answer_is_found_only_where_it_is_clear() -> None:
     assert label_of("Non-contrast CT", {"A": "contrast CT", "B": "non contrast CT"}) == "B"
     for answer in ("liver", "", "kidney and spleen", "maybe"):
         assert label_of(answer, {"A": "kidney", "B": "spleen"}) is None
+    assert label_of("T2 weighted", {"A": "T1", "B": "T2"}) == "B"
+    turned = {
+        "not normal": "normal, abnormal",
+        "more than one": "1, multiple",
+        "Not yes": "Yes, No",
+        "not left": "left, x",
+    }
+    for answer, texts in (turned | {"No contrast": "contrast, with gadolinium", "yes, no doubt": "Yes, No"}).items():
+        assert label_of(answer, dict(zip("AB", texts.split(", "), strict=True))) is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from toy_runs import toy_run
 
 from medvlt.evaluation.analysis import analyse
 from medvlt.evaluation.page import write_page
+from medvlt.evaluation.published import BENCHMARKS, QUESTIONS
 from medvlt.evaluation.runs import read_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -42,7 +44,7 @@ addEventListener("load", () => setTimeout(() => {
     document.getElementById(id).dispatchEvent(new Event("input", { bubbles: true }));
   };
   const shown = () => [...document.querySelectorAll("#cards > .card")].filter((card) => !card.hidden).length;
-  const heads = document.querySelectorAll("table.results thead button");
+  const heads = document.querySelector("table.results").querySelectorAll("thead button");
   seen.given = order();
   heads[heads.length - 1].click(); seen.best = order();
   heads[heads.length - 1].click(); seen.worst = order();
@@ -58,6 +60,14 @@ addEventListener("load", () => setTimeout(() => {
   change("f-text", ""); change("f-benchmark", "1"); seen.benchmark = shown();
   change("f-benchmark", ""); change("f-reason", "empty"); seen.reason = shown();
   change("f-reason", "");
+  const width = (selector) => {
+    const box = document.querySelector(selector);
+    return [box.scrollWidth, box.clientWidth];
+  };
+  seen.wide = width("#wide > .scroll");
+  seen.narrow = width("#narrow .drawing");
+  const letters = [...document.querySelectorAll("#narrow svg text")];
+  seen.letters = Math.min(...letters.map((text) => text.getBoundingClientRect().height));
   const cards = document.querySelectorAll("#cards > .card");
   cards[0].focus();
   cards[0].dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
@@ -66,6 +76,22 @@ addEventListener("load", () => setTimeout(() => {
   document.body.setAttribute("data-seen", JSON.stringify(seen));
 }));
 """
+
+
+def six(folder: Path) -> tuple[str, str]:
+    """Returns the table of results and the forest plot of a run of all six benchmarks, published rows included."""
+    run = read_run(toy_run(folder / "six", "MedVLThinker-7B-RL_m23k", dict.fromkeys(BENCHMARKS, 12)))
+    data = analyse([run], baseline=None, samples=50)
+    (scores,) = data.runs
+    whole = tuple(replace(score, questions=QUESTIONS[score.benchmark]) for score in scores.benchmarks)
+    write_page(folder / "six.html", replace(data, runs=(replace(scores, benchmarks=whole),)), [run], title="six")
+    text = (folder / "six.html").read_text(encoding="utf-8")
+    table = re.search(r'<div class="scroll"[^>]*>\s*<table class="results.*?</table>\s*</div>', text, flags=re.DOTALL)
+    figure = re.search(r'<figure id="figure-forest".*?</figure>', text, flags=re.DOTALL)
+    assert table is not None
+    assert figure is not None
+    assert "MedVLThinker-3B-SFT_m23k-RL_PMC" in table[0]
+    return table[0], figure[0]
 
 
 def browse(profile: Path, address: str, *flags: str) -> tuple[str, list[str]]:
@@ -131,10 +157,15 @@ def test_script_runs_and_data_does_not(page: Path, tmp_path: Path) -> None:
 def test_sorting_folding_filters_and_keys(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)  # it would refuse our driver, too
-    (tmp_path / "driven.html").write_text(
-        text.replace("</body>", f"<script>{DRIVER}</script></body>"), encoding="utf-8"
+    table, figure = six(page.parent)
+    text = text.replace(
+        "<script>", f'<div id="wide">{table}</div><div id="narrow" style="width: 440px">{figure}</div><script>'
     )
-    dom, complaints = browse(tmp_path / "profile", (tmp_path / "driven.html").as_uri(), "--dump-dom")
+    text = text.replace("</body>", f"<script>{DRIVER}</script></body>")
+    (tmp_path / "driven.html").write_text(text, encoding="utf-8")
+    dom, complaints = browse(
+        tmp_path / "profile", (tmp_path / "driven.html").as_uri(), "--dump-dom", "--window-size=1280,1000"
+    )
     assert complaints == []
     found = re.search(r'data-seen="([^"]*)"', dom)
     assert found is not None
@@ -155,3 +186,6 @@ def test_sorting_folding_filters_and_keys(page: Path, tmp_path: Path) -> None:
     assert seen["benchmark"] == 5
     assert seen["next"] is True
     assert seen["count"] == "16 of 16 questions."
+    assert seen["wide"][0] <= seen["wide"][1], "the table of the six benchmarks fits into 1,280 pixels"
+    assert seen["narrow"][0] > seen["narrow"][1], "a figure in a narrow page scrolls"
+    assert seen["letters"] > 8, "rather than have letters that are too small"

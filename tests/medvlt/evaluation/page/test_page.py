@@ -21,9 +21,11 @@ from medvlt.evaluation.analysis import analyse
 from medvlt.evaluation.page import write_page
 from medvlt.evaluation.page.book import COMPLETIONS, SHORTEST, cards, text_limit
 from medvlt.evaluation.page.pictures import Thumbnails
+from medvlt.evaluation.page.tables import in_words
 from medvlt.evaluation.page.text import TEXT_LIMIT
 from medvlt.evaluation.runs import EvaluationRun, read_run, uids_fingerprint, write_run
-from medvlt.evaluation.scores import ReportData
+from medvlt.evaluation.scores import Interval, ReportData
+from medvlt.evaluation.wording import HOW_TO_READ, p_text
 
 HOSTILE = (
     "<script>document.title='pwned'</script>", "</script><script>document.title='pwned'</script>",
@@ -43,6 +45,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.words = ""
+        self.tables: list[list[list[str]]] = []
         self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
@@ -52,6 +55,12 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -63,6 +72,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self._open or self._open[-1] not in ("script", "style"):
             self.words += data
+        if {"th", "td"} & set(self._open):
+            self.tables[-1][-1][-1] = " ".join(f"{self.tables[-1][-1][-1]} {data}".split())
 
     def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
         return [
@@ -155,6 +166,82 @@ def test_what_a_reader_looks_for_is_there(page: Path) -> None:
     assert len(found.all("caption")) == len(found.all("table"))
 
 
+def test_every_cell_of_the_tables(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"n": 3, "share": 2}
+    benchmarks = {"a": 40, "b": 12}
+    first = toy_run(tmp_path / "r", "r", benchmarks, accuracy={"a": 0.9, "b": 0.5}, failed={("a", 3, 1)}, **made)
+    blind = toy_run(
+        tmp_path / "c", "c", benchmarks, accuracy={"a": 0.4, "b": 0}, seed=1, control={"name": "blind"}, **made
+    )
+    base = toy_run(tmp_path / "base", "base", benchmarks, accuracy=0.3, seed=2, about={"prompt": "plain"}, **made)
+    data, runs = load(first, blind, base, baseline=True)
+    write_page(tmp_path / "report.html", data, runs, questions=0)
+    page = Page(tmp_path / "report.html")
+    results, details, compared, controls = page.tables[:4]
+
+    def per_cent(value: float | None, digits: int = 1) -> str:
+        return "\u2013" if value is None else f"{100 * value:.{digits}f}"
+
+    def share(found: Interval | None, form: str = "{} {} to {}") -> str:
+        return "\u2013" if found is None or found.low == found.high else form.format(*map(per_cent, found))
+
+    def change(found: Interval) -> list[str]:
+        value, low, high = (f"{round(100 * one, 1) + 0.0:+.1f}" for one in found)
+        return [value, f"{low} to {high}"]
+
+    r, c, b = data.runs
+    assert results == [
+        ["run", "a", "b", "mean"],
+        ["Runs of this report"],
+        *(
+            [f"{glyph} {run.label} {said}", *(share(s.accuracy) for s in run.benchmarks), share(run.macro)]
+            for glyph, run, said in (
+                ("\u25cf", r, "prompt medvlthinker"), ("\u25a0", c, "prompt medvlthinker"),
+                ("\u25b2", b, "baseline prompt plain"),
+            )
+        ),
+    ]  # fmt: skip
+    assert "Sampling n=3, temperature 1.0; grader robust, version 1." in page.words, "what all runs share"
+    assert details == [
+        ["run", "benchmark", "questions", "n", "chance", "asked format", "cut", "failed", "mean tokens",
+         "interval by picture", "majority vote", "pass@n", "SD of repeats", "questions that flip", "MDE"],
+        *(
+            [run.label, s.benchmark, str(s.questions), "3", "25.0", per_cent(s.format_rate), "0.0", str(s.failed),
+             f"{s.mean_tokens:.1f}", share(s.clustered, "{1} to {2}"), share(s.majority, "{} ({} to {})"),
+             per_cent(s.pass_at_k[3]), per_cent(s.repeat_std, 2), per_cent(s.flip_rate), per_cent(s.minimum_detectable)]
+            for run in data.runs for s in run.benchmarks
+        ),
+    ]  # fmt: skip
+    assert (details[1][5], details[1][7]) == ("99.2", "1")
+    assert (details[4][:2], details[4][9]) == ([c.label, "b"], "\u2013"), "nothing varies"
+    assert all(s.clustered != s.accuracy for run in data.runs for s in run.benchmarks)
+    assert {one.p_adjusted < 0.05 for one in data.comparisons} == {True, False}
+    assert all(one.only_run != one.only_baseline for one in data.comparisons)
+    assert compared == [
+        ["benchmark", "difference", "run better", "baseline better", "p", "p, adjusted", "in words"],
+        ["r"],
+        *(
+            [f"{'mean of benchmarks' if one.benchmark == 'mean' else one.benchmark} {one.questions} questions",
+             " ".join(change(one.difference)), str(one.only_run), str(one.only_baseline),
+             f"{p_text(one.p_value)} {one.test}", p_text(one.p_adjusted),
+             ("\u2713 " if one.p_adjusted < 0.05 else "") + in_words(one)]
+            for one in data.comparisons
+        ),
+    ]  # fmt: skip
+    assert [one.run for one in data.comparisons] == ["r"] * 3
+    assert controls == [
+        ["run", "under the control", "benchmark", "questions", "accuracy lost, points", "95% interval",
+         "same choice, %"],
+        *(
+            ["r", c.label, one.benchmark, str(one.questions), *change(one.difference), per_cent(one.consistency)]
+            for one in data.controls
+        ),
+    ]  # fmt: skip
+    assert all(one.difference.value > 0.2 for one in data.controls[:1])
+    assert "without pictures does not use them" in page.words
+    assert all(text in page.words for text in HOW_TO_READ)
+
+
 def test_book_holds_what_is_stored(page: Path, two: tuple[ReportData, list[EvaluationRun]]) -> None:
     found, (many, one) = Page(page), two[1]
     cards = found.all("article", class_="card")
@@ -239,7 +326,7 @@ def test_a_full_page_leaves_thumbnails_out_and_counts_them(
 ) -> None:
     monkeypatch.setattr("medvlt.evaluation.page.pictures.TOTAL_LIMIT", 5_000)
     thumbnails = Thumbnails(run.folder for run in two[1])
-    book = cards(two[1], ["many", "one"], 50, thumbnails, [])
+    book = cards(two[1], two[0], 50, thumbnails, [])
     missing = sum(url is None for card in book for url in card.pictures)
     assert 0 < missing < 13
     assert thumbnails.left_out == missing
@@ -263,13 +350,14 @@ def test_another_order_of_options_is_shown(tmp_path: Path) -> None:
         "the card is the plain run's"
     )
     assert found.words.count("Asked under the control rotated_options") == 3
+    assert "without pictures" not in found.words, "nobody took them away"
 
 
 def test_lengths_that_were_not_stored_are_not_shown_as_zero(tmp_path: Path) -> None:
     sampling = {"n": 1, "temperature": None, "top_p": None}
     about = {"lengths": False, "sampling": sampling, "regraded_from": {"label": "old", "grader": {"version": "0"}}}
-    plain = toy_run(tmp_path / "p", "plain", {"a": 3})
-    imported = toy_run(tmp_path / "i", "imported", {"a": 3}, thumbnails=True, about=about)
+    plain = toy_run(tmp_path / "p", "plain", {"a": 10})
+    imported = toy_run(tmp_path / "i", "imported", {"a": 10}, thumbnails=True, about=about)
     write_page(tmp_path / "one.html", *load(imported))
     found = Page(tmp_path / "one.html")
     assert "tokens \u00b7" not in found.words
@@ -284,7 +372,7 @@ def test_lengths_that_were_not_stored_are_not_shown_as_zero(tmp_path: Path) -> N
 
 
 def test_no_book_and_bad_calls(two: tuple[ReportData, list[EvaluationRun]], tmp_path: Path) -> None:
-    assert cards(two[1], ["many", "one"], 0, Thumbnails([]), []) == []
+    assert cards(two[1], two[0], 0, Thumbnails([]), []) == []
     with pytest.raises(ConfigurationError, match="got -1"):
         write_page(tmp_path / "x.html", *two, questions=-1)
     with pytest.raises(ConfigurationError, match="runs behind 2 scores, got 1"):

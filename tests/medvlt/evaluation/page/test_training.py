@@ -112,6 +112,18 @@ def test_groups_of_the_first_middle_and_last_iteration(tmp_path: Path) -> None:
     assert [one.number for one in iterations([keep(tmp_path / "short", 1)], notes)] == ["000000"]
 
 
+def test_completions_without_curves_and_lines_that_cannot_be_read(tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = keep(tmp_path / "grpo", 1) / "completions-train" / "000000.jsonl"
+    assert training_figure([tmp_path / "grpo"], notes) is None
+    broken = [json.dumps({**record(0, "q0", 3), key: {"a": 1}}) for key in ("reward", "advantage")]
+    path.write_text("\n".join([*broken, path.read_text()]))
+    (shown,) = iterations([tmp_path / "grpo"], notes)
+    assert len(shown.cards) == GROUPS
+    (note,) = notes
+    assert note.startswith("Warning: 2 lines of 000000.jsonl of grpo cannot be read and are skipped (TypeError: ")
+
+
 @pytest.mark.parametrize("content", ["{", "[]\n", '{"uid": 1}\n', '"text"\n'])
 def test_broken_groups_are_named(tmp_path: Path, content: str) -> None:
     keep(tmp_path, 1)

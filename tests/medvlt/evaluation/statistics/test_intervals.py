@@ -13,11 +13,16 @@ from scipy.sparse.csgraph import connected_components
 from statsmodels.stats.proportion import proportion_confint
 
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.evaluation.scores import Interval
 from medvlt.evaluation.statistics import intervals
 from medvlt.evaluation.statistics.intervals import (
     bootstrap_interval,
+    effective_interval,
+    effective_questions,
     macro_interval,
+    mean_of_intervals,
     picture_clusters,
+    t_quantile,
     wilson_interval,
 )
 
@@ -123,6 +128,93 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     shares = {name: count / runs for name, count in hits.items()}
     assert all(0.915 <= shares[name] <= 0.98 for name in ("wilson", "bootstrap", "clustered")), shares
     assert shares["ignored"] < 0.85, shares
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_single_completions_of_independent_questions_are_wilsons(counts: tuple[int, int]) -> None:
+    correct, total = counts
+    found = effective_interval(np.arange(total) < correct, clusters=np.arange(total) * 3)
+    assert found[1:] == pytest.approx(proportion_confint(correct, total, method="wilson"), abs=1e-12)
+    assert found.value == correct / total
+
+
+def test_effective_questions_by_hand() -> None:
+    """Four questions, two pictures of two: sums 2 and 1, p = 3/4, v = 2 (0.5^2 + 0.5^2) / 16, p (1 - p) / 3 = v."""
+    z, t = stats.norm.ppf(0.975), stats.t.ppf(0.975, 1)
+    pairs = [0, 0, 1, 1]
+    assert effective_questions([1, 1, 1, 0], clusters=pairs) == pytest.approx(4 * (1 / 16) / (1 / 16) * (z / t) ** 2)
+    assert effective_questions([1, 0, 0, 1], clusters=pairs) == 2  # the variance is estimated as 0
+    assert effective_questions([1, 1, 1, 1], clusters=pairs) == 2
+    assert effective_questions([1, 0, 1], clusters=[0, 0, 0]) == 1
+    # a pair and a single: without the pair the mean is 1, without the single 1/2; v is half the sum of squared shifts
+    pair = [0, 0, 1]
+    expected = 3 * (2 / 9 / 2) / ((1 / 3) ** 2 / 2 + (1 / 6) ** 2 / 2) * (z / t) ** 2
+    assert effective_questions([1, 0, 1], clusters=pair) == pytest.approx(expected)
+    assert effective_questions([1, 1, 1], clusters=pair) == pytest.approx(9 / 5)
+    # two completions: v = (0.5^2 + 0.5^2) / 4 / 2 with sums 1, 0, 0.5, 0.5 about 1/2 each
+    t = stats.t.ppf(0.975, 3)
+    expected = 4 * (0.25 / 3) / (4 / 3 * 0.5 / 16) * (z / t) ** 2
+    assert effective_questions([1, 0, 0.5, 0.5], completions=2) == pytest.approx(expected)
+    # never more than there are: pictures on which each model is right half the time
+    halves = np.tile([1.0, 0.0], 50)
+    halves[:3] = 1
+    assert effective_questions(halves, clusters=np.repeat(np.arange(50), 2)) == 100
+    assert effective_questions(np.r_[np.full(99, 0.5), 1.0], completions=2) == 200
+    with pytest.raises(DataError, match=r"scores in \[0, 1\]"):
+        effective_interval([0.5, -0.5])
+
+
+def test_neighbouring_accuracies_have_neighbouring_intervals() -> None:
+    """One shared pair among 170 questions must not change the kind of interval, which a bootstrap by picture did."""
+    clusters = np.r_[0, np.arange(169)]
+    for wrong in (1, 3, 6):
+        scores = np.arange(170) < 170 - wrong
+        found = effective_interval(scores, clusters=clusters)
+        low, high = wilson_interval(170 - wrong, 170)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.003)
+        assert found.high - found.low >= high - low
+
+
+@pytest.mark.parametrize(
+    ("sizes", "accuracy", "completions"),
+    [
+        ([2] + [1] * 168, 0.97, 1), ([5] * 10, 0.6, 1), ([5] * 10, 0.9, 1), ([4] * 60, 0.75, 1), ([1] * 80, 0.9, 3),
+        ([100] + [1] * 30, 0.6, 1),
+    ],
+)  # fmt: skip
+def test_the_interval_holds_the_truth_with_few_pictures_and_near_one(
+    sizes: list[int], accuracy: float, completions: int
+) -> None:
+    """A bootstrap by picture holds it in 0.77 to 0.88 of the first three, one that ignores sizes in 0.3 of the last."""
+    generator, hits = np.random.default_rng(0), 0
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    for _ in range(400):
+        easy = accuracy if max(sizes) == 2 else generator.beta(accuracy * 2, (1 - accuracy) * 2, len(sizes))
+        chance = np.broadcast_to(easy, len(sizes))[labels]
+        scores = generator.binomial(completions, chance) / completions
+        _, low, high = effective_interval(scores, clusters=labels, completions=completions)
+        hits += low <= accuracy <= high
+    assert 0.92 <= hits / 400 <= (1 if max(sizes) == 100 else 0.99)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 29, 168, 3361])
+def test_quantiles_of_t_are_scipys(freedom: int) -> None:
+    for confidence in (0.5, 0.95, 0.999):
+        assert t_quantile(confidence, freedom) == pytest.approx(stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-9)
+
+
+def test_the_mean_of_intervals_by_hand_and_its_coverage() -> None:
+    found = mean_of_intervals([Interval(0.5, 0.2, 0.6), Interval(1.0, 0.6, 1.0)])
+    assert found == pytest.approx((0.75, 0.75 - 0.25, 0.75 + 0.05))
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        right = generator.binomial(50, [0.98, 0.6, 0.3])
+        _, low, high = mean_of_intervals([Interval(k / 50, *wilson_interval(k, 50)) for k in right.tolist()])
+        hits += low <= np.mean([0.98, 0.6, 0.3]) <= high
+    assert 0.93 <= hits / 1000 <= 0.97
+    with pytest.raises(DataError, match="at least one benchmark"):
+        mean_of_intervals([])
 
 
 def test_result_is_a_function_of_the_seed_and_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:

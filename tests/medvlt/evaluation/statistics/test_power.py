@@ -8,6 +8,8 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
 from medvlt.errors import ConfigurationError, DataError
+from medvlt.evaluation.statistics.intervals import effective_questions
+from medvlt.evaluation.statistics.paired import sign_flip
 from medvlt.evaluation.statistics.power import detectable_difference, detectable_paired_difference
 
 
@@ -53,6 +55,25 @@ def test_paired_difference_is_found_as_often_as_promised() -> None:
     counts = generator.multinomial(total, [only_a, only_b, 1 - share], size=20_000)
     statistic = (counts[:, 0] - counts[:, 1]) / np.sqrt(counts[:, 0] + counts[:, 1])  # McNemar's, large samples
     assert (np.abs(statistic) > stats.norm.ppf(0.975)).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_shared_pictures_are_counted_in_what_is_found() -> None:
+    """40 pictures of 10 questions, alike by picture: the power at the difference that is stated."""
+    generator, share, clusters = np.random.default_rng(0), 0.3, np.repeat(np.arange(40), 10)
+
+    def differences(size: float) -> np.ndarray:
+        draws = generator.random(40)
+        signs = np.where(draws < (share + size) / 2, 1.0, np.where(draws < share, -1.0, 0.0))
+        return signs[clusters]
+
+    drawn = [differences(0.0) for _ in range(50)]
+    stated = [
+        detectable_paired_difference(float((x**2).mean()), effective_questions(x, clusters=clusters)) for x in drawn
+    ]
+    size = float(np.median(stated))
+    assert size > 2.5 * detectable_paired_difference(share, 400)
+    found = [sign_flip(differences(size), clusters=clusters, seed=0) < 0.05 for _ in range(300)]
+    assert 0.72 < np.mean(found) < 0.88
 
 
 def test_systems_that_agree_need_some_disagreement() -> None:

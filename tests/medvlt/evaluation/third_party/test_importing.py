@@ -1,123 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs are generated: replies in many wordings whose letter is known, stored in the forms of four harnesses."""
-
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stored_outputs import COUNT, LINES, generated, made, stored, write
 
-from medvlt.data.prompts import PromptTemplate
-from medvlt.data.sources import JSONLines
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.runs import read_run
+from medvlt.evaluation.third_party.agreement import agreement_of
 from medvlt.evaluation.third_party.importing import import_outputs
 from medvlt.evaluation.third_party.reading import OutputForm
-from medvlt.types import Sample
-
-TEXTS = ("pneumothorax", "pleural effusion", "cardiomegaly", "rib fracture")
-REPLIES = (
-    "{letter}",
-    "({letter})",
-    "{letter}. {text}",
-    "{text}",
-    "**{letter}**",
-    "<think>It may be (A) or (B).</think>\n<answer> {letter} </answer>",
-    "<think>{text} fits.</think><answer>{text}</answer>",
-    "Looking at the film, the lung is bright. The answer is ({letter}) {text}.",
-    "Step by step.\n\nAnswer: {letter}",
-    "So we find that\n$\\boxed{{{letter}}}$",
-    "The correct answer is **{letter}. {text}**, because of the sharp line.",
-    "I considered A, then D.\nFinal answer: {letter}",
-)
-"""Wordings of a letter and its text."""
-
-COUNT = 4 * len(REPLIES)
-
-Row = tuple[Sample, str, str]
-"""Question, reply, and the letter that the reply was made of."""
-
-
-def generated(count: int = COUNT) -> list[Row]:
-    """Every wording with every letter; the replied letter is right in two of five."""
-    rows = []
-    for number in range(count):
-        shift = number % 4
-        options = dict(zip("ABCD", (*TEXTS[shift:], *TEXTS[:shift]), strict=True))
-        letter = "ABCD"[(number // len(REPLIES) + number) % 4]
-        right = letter if number % 5 < 2 else "ABCD"["ABCD".index(letter) - 1]
-        reply = REPLIES[number % len(REPLIES)].format(letter=letter, text=options[letter])
-        question = f"What does film {number} show?"
-        sample = Sample(f"x:{number}", question, options, right, options[right], dataset_name="films")
-        rows.append((sample, reply, letter))
-    return rows
-
-
-def reference_line(number: int, row: Row) -> dict[str, Any]:
-    sample, reply, letter = row
-    output = {"output_text": reply, "pred_letter": letter, "is_correct": letter == sample.answer_label}
-    return {
-        "dp_index": 0, "dataset_name": "films", "dataset_index": number, "answer_label": sample.answer_label,
-        "prompts": f"<|im_start|>user\n{PromptTemplate().prompt_text(sample)}<|im_end|>\n<|im_start|>assistant\n",
-        "answer": sample.answer, "parsed_outputs": [output], "num_rollouts": 1,
-        "num_correct": int(output["is_correct"]),
-    }  # fmt: skip
-
-
-def lm_eval_line(number: int, row: Row) -> dict[str, Any]:
-    sample, reply, letter = row
-    doc = {"question": sample.question, "options": [*sample.options.values()], "answer": sample.answer_label}
-    return {
-        "doc_id": number, "doc": doc, "target": sample.answer_label, "resps": [[reply]], "filtered_resps": [letter],
-        "arguments": {"gen_args_0": {"arg_0": "Question ...", "arg_1": {"until": ["</s>"]}}},
-        "filter": "custom-extract", "metrics": ["exact_match"], "exact_match": float(letter == sample.answer_label),
-    }  # fmt: skip
-
-
-def lmms_eval_line(number: int, row: Row) -> dict[str, Any]:
-    sample, reply, letter = row
-    options = "\n".join(f"{label}. {text}" for label, text in sample.options.items())
-    return {
-        "doc_id": number, "target": sample.answer_label, "filtered_resps": [reply],
-        "token_counts": [{"output_tokens": 9}],
-        "input": f"{sample.question}\n{options}\nAnswer with the option's letter from the given choices directly.",
-        "films_acc": {"id": str(number), "answer": sample.answer_label, "parsed_pred": letter},
-    }  # fmt: skip
-
-
-def mmmu_pro_line(number: int, row: Row) -> dict[str, Any]:
-    sample, reply, letter = row
-    return {
-        "id": f"test_Radiology_{number}", "question": sample.question, "options": str([*sample.options.values()]),
-        "answer": sample.answer_label, "subject": "Radiology", "response": reply, "pred_indexs": letter,
-        "if_right": letter == sample.answer_label,
-    }  # fmt: skip
-
-
-LINES: dict[OutputForm, tuple[str, Callable[[int, Row], dict[str, Any]]]] = {
-    "reference": ("eval_results.jsonl", reference_line),
-    "lm_eval": ("samples_films_2026-01-02T03-04-05.678.jsonl", lm_eval_line),
-    "lmms_eval": ("20260102_030405_samples_films.jsonl", lmms_eval_line),
-    "mmmu_pro": ("films.jsonl", mmmu_pro_line),
-}
-
-
-def write(path: Path, lines: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def made(form: OutputForm) -> list[dict[str, Any]]:
-    return [LINES[form][1](number, row) for number, row in enumerate(generated())]
-
-
-def stored(folder: Path, name: str = "completions.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("form", LINES)
@@ -139,6 +34,8 @@ def test_every_wording_is_read_as_it_was_made(form: OutputForm, tmp_path: Path) 
     assert run.label == "toy"
     assert run.about["stage"] == "import"
     assert run.about["lengths"] == (form == "lmms_eval")
+    assert {record["tokens"] for record in records} == {9 if form == "lmms_eval" else 0}
+    assert [record["stated_label"] for record in records] == [letter for *_, letter in rows]
     assert {len(answers.uids) for answers in run.benchmarks.values()} == {COUNT}
 
 
@@ -179,8 +76,10 @@ def test_shards_of_the_reference(tmp_path: Path) -> None:
     import_outputs(str(write(tmp_path / "whole" / "eval_results.jsonl", lines)), str(tmp_path / "run"), "reference")
     import_outputs(str(write(tmp_path / "back" / "x.jsonl", lines[::-1])), str(tmp_path / "turned"), "reference")
     assert stored(tmp_path / "turned") == stored(tmp_path / "run")
-    folder = shards(tmp_path / "out", lines, 12)
+    folder = shards(tmp_path / "Model-2.5-VL", lines, 12)
     import_outputs(str(folder), str(tmp_path / "sharded"), "reference")
+    about = read_run(tmp_path / "sharded").about
+    assert (about["label"], about["model"], len(about["identity"]["files"])) == ("Model-2.5-VL", "Model-2.5-VL", 12)
     assert stored(tmp_path / "sharded") == stored(tmp_path / "run")
 
     changed = [{**line, "parsed_outputs": [{"output_text": "?", "is_correct": False}]} for line in lines[8:10]]
@@ -202,93 +101,24 @@ def test_shards_of_the_reference(tmp_path: Path) -> None:
     assert len(read_run(tmp_path / "broken").about["repaired"]) == 3
 
 
-def benchmark(path: Path, rows: list[Row]) -> JSONLines:
-    records = [
-        {
-            "question": sample.question, "options": dict(sample.options), "answer_label": sample.answer_label,
-            "answer": sample.answer, "dataset_name": "films", "dataset_index": number,
-        }
-        for number, (sample, *_) in enumerate(rows)
-    ]  # fmt: skip
-    return JSONLines(write(path, records))
-
-
-def test_against_the_benchmark_nothing_leaves_the_denominator(tmp_path: Path) -> None:
-    """Rows lost at the end, which no number tells, are found; with `repair` they count as failed."""
-    source = benchmark(tmp_path / "films.jsonl", generated())
+def test_repeats_of_a_question_do_not_narrow_the_interval(tmp_path: Path) -> None:
+    """Sixteen copies of each verdict say what one says; their letters are counted."""
+    said = []
     lines = made("reference")
-    for line in lines:
-        line["prompts"] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "nulled"}]}]
-    path = write(tmp_path / "eval_results.jsonl", lines[:-4])
-    with pytest.raises(DataError, match="no options are stored with it; give the benchmark itself"):
-        import_outputs(str(path), str(tmp_path / "run"), "reference")
-    with pytest.raises(DataError, match=r"4 questions or outputs are not there, such as films:44:"):
-        import_outputs(str(path), str(tmp_path / "run"), "reference", benchmarks=source)
-    import_outputs(str(path), str(tmp_path / "run"), "reference", benchmarks=source, repair=True)
-    answers = read_run(tmp_path / "run").benchmarks["films"]
-    assert (answers.questions, int(answers.failed.sum())) == (COUNT, 4)
-    assert answers.uids == source.load().uids
-    right = [letter == sample.answer_label for sample, _, letter in generated()[:-4]]
-    assert answers.scores.sum() == sum(right)
-
-    more = [*lines, {**lines[0], "dataset_index": COUNT}]
-    with pytest.raises(DataError, match=f"1 questions are not those of the benchmark, such as films {COUNT}"):
-        import_outputs(str(write(path, more)), str(tmp_path / "more"), "reference", benchmarks=source)
-    other = {**lines[0], "options": dict(generated()[0][0].options), "answer_label": "C"}  # as in a regraded file
-    assert lines[0]["answer_label"] != "C"
-    with pytest.raises(DataError, match="right is C there"):
-        import_outputs(str(write(path, [other, *lines[1:]])), str(tmp_path / "more"), "reference", benchmarks=source)
-
-
-def test_repeats_must_be_equally_many(tmp_path: Path) -> None:
-    lines = made("reference")
-    for line in lines:
-        line["parsed_outputs"] *= 3
-    path = write(tmp_path / "eval_results.jsonl", lines)
-    import_outputs(str(path), str(tmp_path / "run"), "reference")
-    assert read_run(tmp_path / "run").benchmarks["films"].n == 3
-    lines[7]["parsed_outputs"] = lines[7]["parsed_outputs"][:1]
-    write(path, lines)
-    with pytest.raises(DataError, match="1 questions or outputs are not there, such as 2 of 3 outputs of films 7"):
-        import_outputs(str(path), str(tmp_path / "less"), "reference")
-    import_outputs(str(path), str(tmp_path / "less"), "reference", repair=True)
-    assert read_run(tmp_path / "less").benchmarks["films"].failed.sum(axis=1).tolist() == [
-        2 * (number == 7) for number in range(COUNT)
-    ]
-
-
-def test_filters_and_tasks_of_lm_eval(tmp_path: Path) -> None:
-    """A line for each filter is not a repeated question; a folder has a file for each task."""
-    lines = made("lm_eval")
-    twice = [{**line, "filter": name} for line in lines for name in ("strict-match", "flexible-extract")]
-    for line in twice[1::2]:
-        line["exact_match"] = 1.0
-    write(tmp_path / "out" / "model" / "samples_films_2026-01-02T03-04-05.678.jsonl", twice)
-    write(tmp_path / "out" / "model" / "samples_other_2026-01-02T03-04-05.678.jsonl", lines)
-    import_outputs(str(tmp_path / "out"), str(tmp_path / "run"), "lm_eval", lm_eval_filter=None)
-    run = read_run(tmp_path / "run")
-    assert {name: answers.questions for name, answers in run.benchmarks.items()} == {"films": COUNT, "other": COUNT}
-    assert run.about["left_out_filters"] == {"flexible-extract": COUNT}
-    shutil.rmtree(tmp_path / "run")
-    path = tmp_path / "out" / "model" / "samples_films_2026-01-02T03-04-05.678.jsonl"
-    import_outputs(str(path), str(tmp_path / "run"), "lm_eval", lm_eval_filter="flexible-extract")
-    assert all(line["stated_correct"] for line in stored(tmp_path / "run"))
-    likelihoods = {**lines[0], "resps": [[["-1.5", "False"]], [["-0.5", "True"]]]}
-    with pytest.raises(DataError, match="only likelihoods of the options; a generative task is needed"):
-        import_outputs(str(write(path, [likelihoods])), str(tmp_path / "none"), "lm_eval")
-
-
-def test_yes_or_no_of_lmms_eval(tmp_path: Path) -> None:
-    """MME and its like: no options, a target of yes or no, and a score."""
-    lines: list[dict[str, Any]] = [
-        {"doc_id": number, "target": target, "filtered_resps": reply, "input": "Is it?", "x": {"score": score}}
-        for number, (target, reply, score) in enumerate((("Yes", "Yes", 1.0), ("No", "yes", 0.0), ("No", "No.", 1.0)))
-    ]
-    import_outputs(str(write(tmp_path / "1_samples_mme.jsonl", lines)), str(tmp_path / "run"), "lmms_eval")
-    records = stored(tmp_path / "run")
-    assert [record["correct"] for record in records] == [record["stated_correct"] for record in records]
-    assert [record["correct"] for record in records] == [True, False, True]
-    assert [*read_run(tmp_path / "run").benchmarks] == ["mme"]
+    for line in lines[::7]:
+        line["parsed_outputs"][0] |= {"is_correct": not line["parsed_outputs"][0]["is_correct"], "pred_letter": "Z"}
+    lines[1]["parsed_outputs"][0]["pred_letter"] = "ABCD"["DABC".index(generated()[1][2])]
+    for copies in (1, 16):
+        copied = [{**line, "parsed_outputs": line["parsed_outputs"] * copies} for line in lines]
+        import_outputs(str(write(tmp_path / "x.jsonl", copied)), str(tmp_path / "run"), "reference", overwrite=True)
+        said.append((tmp_path / "run" / "agreement.md").read_text())
+        assert f"it is the same in {40 * copies} of {41 * copies}." in said[-1]
+    bounds = [[float(bound) for bound in re.findall(r"([\d.]+)%", text)[2:4]] for text in said]
+    assert ["Wilson" in said[0], "bootstrap" in said[1]] == [True, True]
+    assert bounds[1][1] - bounds[1][0] > 0.8 * (bounds[0][1] - bounds[0][0])
+    total = agreement_of(copied := stored(tmp_path / "run"))
+    total.update(agreement_of(copied))  # the same questions in two files
+    assert {len(outputs) for outputs in total.questions.values()} == {32}
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

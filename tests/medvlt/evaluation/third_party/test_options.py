@@ -16,6 +16,8 @@ THREE = {"A": "one", "B": "two", "C": "three"}
     "record",
     [
         {"options": ["one", "two", "three"]},
+        {"options": ["A. one", "B. two", "C. three"]},
+        {"options": {"A": "(a) one", "B": "b) two", "C": "C: three"}},
         {"options": "['one', 'two', 'three']"},  # MMMU
         {"options": '{"A": "one", "B": "two", "C": "three"}'},  # MedVLThinker
         {"choices": THREE},
@@ -58,6 +60,7 @@ def test_the_last_question_of_a_prompt_counts() -> None:
     ("value", "label"),
     [
         ("B", "B"), ("(B)", "B"), (" B. ", "B"), (1, "B"), ("1", "B"), ("Two", "B"), ("D", None), (3, None),
+        ("b", "B"), ("(b)", "B"), ("B. two", "B"), ("b) TWO", "B"), ("B. one", None), (" 1 ", "B"),
         (True, None), (None, None), ("four", None), (-1, None),
     ],
 )  # fmt: skip
@@ -68,3 +71,5 @@ def test_stored_answers(value: object, label: str | None) -> None:
 def test_a_number_that_is_an_option_is_not_a_position() -> None:
     assert label_of("1", {"A": "0", "B": "2", "C": "1"}) == "C"
     assert label_of("x", {"A": "x", "B": "X"}) is None
+    assert label_of("b", {"A": "b", "B": "a"}) == "A"
+    assert options_of({"options": ["A. one", "B two"]}) == {"A": "A. one", "B": "B two"}
