@@ -41,6 +41,9 @@ HOW_TO_READ = (
     "Published rows are the paper's (arXiv 2508.02669): percent without intervals, by its own code and grader. They "
     "are shown only beside the same number of questions of the same benchmark, averages only if every run was asked "
     "these six and no other, and nothing is tested against them.",
+    "How the grader reads was compared with verdicts that others stored: benchmarks/results/"
+    "2026-11-23-grader-agreement.md in the sources of medvlt has the counts, disagreements by reason code included; "
+    "`medvlt import` makes the same comparison for outputs of yours.",
 )
 
 
