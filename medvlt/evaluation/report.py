@@ -78,8 +78,7 @@ def report(
     texts = {MARKDOWN_FILE: markdown(data, aligned.runs, title=title), CSV_FILE: csv_table(data)}
     page = folder / PAGE_FILE
     try:
-        with replacing(page, overwrite=True) as temporary:
-            write_page(temporary, data, aligned.runs, training=trainings, title=title, questions=questions)
+        write_page(page, data, aligned.runs, training=trainings, title=title, questions=questions)
     except MissingExtraError as error:
         page.unlink(missing_ok=True)  # one of an earlier report would not be of these numbers
         logger.warning("no %s: %s", PAGE_FILE, error)
@@ -91,12 +90,15 @@ def report(
 
 
 def print_report(data: ReportData) -> None:
-    """Prints accuracies, comparisons and notes."""
+    """Prints accuracies, comparisons, controls and notes."""
     console = wide_console()
     console.print(accuracy_table(data))
     if data.comparisons:
         console.print(comparison_table(data))
         print(summary_of_tests(data.comparisons))
+    for one in data.controls:
+        lost = f"{points(one.difference.value)} points ({difference_bounds(one.difference)})"
+        console.print(_text(f"{one.run} minus {one.control_run}, {benchmark_name(one.benchmark)}: {lost}"))
     for note in data.notes:
         console.print(_text(f"- {note}"))
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from cpu_strategies import free_port
 
+from medvlt.evaluation.report import report
 from medvlt.evaluation.runs import read_run
 from medvlt.rollout.scripted import ScriptedEngine
 from medvlt.types import RolloutGroup, RolloutKey, Sample, SamplingParams
@@ -128,6 +129,19 @@ class Evaluation:
         pictures = {path.name: path.read_bytes() for path in (self.folder / "pictures").iterdir()}
         return about, (self.folder / "completions.jsonl").read_bytes(), pictures
 
+    def report(self) -> dict[str, str]:
+        """All files of a report of the run, its dates replaced."""
+        about = json.loads((self.folder / "run.json").read_text())
+        output = self.folder.parent / "reports" / self.folder.name / "report"
+        place = self.folder.rename(self.folder.with_name("run"))  # a report names the folder
+        report([str(place)], output=str(output))
+        place.rename(self.folder)
+        texts = {path.name: path.read_text() for path in output.iterdir()}
+        for date in (about["started"], about["finished"]):
+            assert date in texts["report.html"]
+            texts = {name: text.replace(date, "DATE") for name, text in texts.items()}
+        return texts
+
 
 @pytest.mark.slow
 def test_killed_twice_it_writes_the_run_of_an_undisturbed_one(tiny_folder: Path, tmp_path: Path) -> None:
@@ -137,6 +151,7 @@ def test_killed_twice_it_writes_the_run_of_an_undisturbed_one(tiny_folder: Path,
     killed.kill(killed.start(2), random.randrange(2, 6))
     killed.finish(killed.start(2))
     assert killed.content() == alone.content()
+    assert killed.report() == alone.report()
     answers = read_run(killed.folder).benchmarks
     assert {name: (found.questions, found.n) for name, found in answers.items()} == {
         "texts": (30, 2),
