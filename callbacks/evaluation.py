@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.rollout_settings import batch_limit, check_distinct, control_settings, describe_rollout, rollout_of
 from medvlt.data.batches import PromptBatch
-from medvlt.data.samples import SampleSet
+from medvlt.data.samples import SampleSet, uids_fingerprint
 from medvlt.distributed import gather, gather_to_first, together
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.parts import Entry, RunPart, check_entries, merged_lines, merged_pictures, new_parts
@@ -26,7 +27,6 @@ from medvlt.evaluation.runs import (
     check_replaceable,
     read_about,
     shown_questions,
-    uids_fingerprint,
     write_lines,
 )
 from medvlt.rewards.grade import GRADER_VERSION
@@ -60,9 +60,9 @@ class EvaluationRecorder(Callback):
         label: Name of the run in reports; "" takes the name of the model.
         pictures: So many questions of each benchmark are shown in reports and get thumbnails of their pictures.
         overwrite: Whether a run that lies in the folder may be replaced. By default (null) it may by the same
-            evaluation asked again: the same questions under the same control, whichever model answers. A limited run
-            gives way to any other run of its benchmarks and replaces no whole one. True replaces any run, False none.
-            Found out before a model is loaded.
+            evaluation asked again: the same questions, control, sampling and grader, whichever model answers. A limited
+            run gives way to any other run of its benchmarks and replaces no whole one. True replaces any run, False
+            none. Found out before a model is loaded.
 
     Raises:
         ConfigurationError: If a setting is out of range, no completions are sampled, the data module has no
@@ -165,7 +165,7 @@ class EvaluationRecorder(Callback):
             return
         if self.overwrite is None and asks_again(trainer, stage, folder):
             return
-        other = "" if self.overwrite is False else " that asked other or more questions, or under another control"
+        other = " with other or more questions, another control, sampling or grader" if self.overwrite is None else ""
         raise DataError(
             f"{folder} has an evaluation already{other}; choose another EvaluationRecorder.folder (or "
             "default_root_dir), or set its overwrite=true to replace it"
@@ -263,11 +263,14 @@ def asks_again(trainer: Trainer, stage: str, folder: Path) -> bool:
     try:
         about = read_about(folder)
         stored = {name: kept["uids"] for name, kept in about["benchmarks"].items()}
-        control, limited = about["control"], about["limited_to"] is not None
+        limited = about["limited_to"] is not None
+        protocol = about["control"], about["sampling"], about["grader"]["policy"]
     except (DataError, KeyError, TypeError, AttributeError):  # imported, say, or no run at all
         return False
     sets = asked_sets(trainer)
-    if stored.keys() != sets.keys() or control != json.loads(json.dumps(control_settings(trainer))):
+    sampling = asdict(rollout_of(trainer, "EvaluationRecorder").sampling)
+    now_asked = control_settings(trainer), sampling, getattr(trainer.lightning_module, "grader", None)
+    if stored.keys() != sets.keys() or list(protocol) != json.loads(json.dumps(now_asked)):
         return False
     whole = {name: uids_fingerprint(samples.uids) for name, samples in sets.items()}
     return limited or (batch_limit(trainer, stage) is None and stored == whole)

@@ -24,12 +24,12 @@ from callbacks.rollout_settings import (
     rollout_of,
 )
 from medvlt.console import wide_console
-from medvlt.curation.card import PROVENANCE, fingerprint, write_dataset
+from medvlt.curation.card import PROVENANCE, write_dataset
 from medvlt.curation.distill import TraceChoice, TracedSamples, TraceStatus, choose_trace
 from medvlt.curation.selection import SelectionReport
 from medvlt.data.batches import PromptBatch
 from medvlt.data.files import replacing
-from medvlt.data.samples import Chain, SampleSet
+from medvlt.data.samples import Chain, SampleSet, uids_fingerprint
 from medvlt.distributed import gather_to_first, together
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION
@@ -131,7 +131,7 @@ class TeacherTraces(Callback):
             ConfigurationError: If a set lies at `output` that starts from something else.
         """
         teacher = self.teacher or model_name(rollout_of(trainer, "TeacherTraces"), trainer, pl_module)
-        origin = {"teacher": teacher, "questions": fingerprint(asked_uids(trainer))}
+        origin = {"teacher": teacher, "questions": uids_fingerprint(asked_uids(trainer))}
         before = written_before(self.output)
         for name, value in origin.items():
             if before is not None and before.get(name) != value:

@@ -122,7 +122,8 @@ def demo(control: bool = False) -> None:
 
 def _run(arguments: Sequence[str]) -> float:
     """Runs a command and returns its seconds."""
-    Console().print(f"[bold]$ medvlt {shlex.join(arguments)}[/bold]", soft_wrap=True, highlight=False)
+    command = f"$ medvlt {shlex.join(arguments)}"
+    Console().print(command, style="bold", markup=False, soft_wrap=True, highlight=False)  # brackets are no markup
     started = time.monotonic()
     finished = subprocess.run([sys.executable, "-m", "medvlt", *arguments], check=False)
     if finished.returncode:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import re
 from array import array
@@ -22,7 +21,7 @@ from medvlt.data.decode import image_size
 from medvlt.data.drops import DropReason, ReadReport
 from medvlt.data.files import check_target
 from medvlt.data.images import ImageLimits, image_token_count
-from medvlt.data.samples import SampleSet
+from medvlt.data.samples import SampleSet, uids_fingerprint
 from medvlt.data.writers import write_saved
 from medvlt.errors import DataError
 
@@ -34,21 +33,6 @@ NOTICE = "Research software, not for clinical use."
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _COPY = re.compile(r"(.*)#\d+", re.DOTALL)  # see `medvlt.data.samples.copy_uid`
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
-def fingerprint(uids: Iterable[str]) -> str:
-    """Returns 16 hex digits that name a set of questions, whatever their order.
-
-    They are the first of SHA-256 over the sorted uids, each followed by a newline.
-
-    Example:
-        >>> fingerprint(["b", "a"]) == fingerprint(["a", "b"]) != fingerprint(["a"])
-        True
-    """
-    digest = hashlib.sha256()
-    for uid in sorted(uids):
-        digest.update(uid.encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -159,7 +143,7 @@ def describe(samples: SampleSet) -> Facts:
             pictures["tokens (28 x 28 pixels)"].append(image_token_count(width, height, limits))
     return Facts(
         questions=len(samples),
-        fingerprint=fingerprint(samples.uids),
+        fingerprint=uids_fingerprint(samples.uids),
         sources={name: dict(counts) for name, counts in sources.items()},
         labels={number: dict(labels[number]) for number in sorted(labels)},
         lengths={name: Spread.of(values) for name, values in numbers.items()},

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from medvlt.curation.card import announce, fingerprint, refuse_existing, write_dataset
+from medvlt.curation.card import announce, refuse_existing, write_dataset
 from medvlt.curation.selection import SelectionReport
 from medvlt.curation.text_matching import TextRule
-from medvlt.data.samples import SampleSet, Source
+from medvlt.data.samples import SampleSet, Source, uids_fingerprint
 from medvlt.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -259,9 +259,9 @@ def _write_clean(
     }
     provenance = {
         "source": source,
-        "source_fingerprint": fingerprint(samples.uids),
+        "source_fingerprint": uids_fingerprint(samples.uids),
         "evaluation": {
-            name: {"source": part.report.source, "questions": len(part), "fingerprint": fingerprint(part.uids)}
+            name: {"source": part.report.source, "questions": len(part), "fingerprint": uids_fingerprint(part.uids)}
             for name, part in sets.items()
         },
         "dropped_kinds": list(kinds),

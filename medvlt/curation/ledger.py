@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from medvlt.curation.card import fingerprint
 from medvlt.curation.probe import COLUMNS, COUNTS, NAME, Probe, check_row, described
 from medvlt.data.files import replacing
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import DataError
 
 __all__ = ["COLUMNS", "COUNTS", "Ledger", "Probe", "check_writable", "merge_ledgers", "update_ledger"]
@@ -287,7 +287,7 @@ class Ledger:
             for name in COLUMNS:
                 if [value is not None for value in self._columns[f"{probe.name}/{name}"]] != asked:
                     raise DataError(f"the columns of probe {probe.name!r} have different questions")
-            found = fingerprint(uid for uid, there in zip(uids, asked, strict=True) if there)
+            found = uids_fingerprint(uid for uid, there in zip(uids, asked, strict=True) if there)
             if (sum(asked), found) != (probe.questions, probe.fingerprint):
                 raise DataError(
                     f"probe {probe.name!r} was asked {probe.questions} questions ({probe.fingerprint}), the ledger has "

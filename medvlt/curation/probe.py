@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from medvlt.curation.card import fingerprint
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import DataError
 from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.rollout.store_identity import flat
@@ -111,7 +111,7 @@ def described(probe: Probe, columns: Mapping[str, Sequence[Any]]) -> Probe:
         pictures=sum(bool(number) for number in columns[f"{probe.name}/pictures"]),
         grader_version=",".join(sorted({grader for grader in columns[f"{probe.name}/grader"] if grader is not None})),
         questions=len(asked),
-        fingerprint=fingerprint(asked),
+        fingerprint=uids_fingerprint(asked),
     )
 
 

@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from medvlt.console import wide_console
-from medvlt.curation.card import announce, fingerprint, refuse_existing, write_dataset
+from medvlt.curation.card import announce, refuse_existing, write_dataset
 from medvlt.curation.histogram import NO_NAME, by_source, histogram_png, histogram_table
 from medvlt.curation.ledger import Ledger, Probe
 from medvlt.curation.selection import Count, Decision, Selection, check_band, chosen_probe
 from medvlt.data.drops import ReadReport
 from medvlt.data.files import file_sha256, replacing
-from medvlt.data.samples import Source
+from medvlt.data.samples import Source, uids_fingerprint
 from medvlt.errors import DataError, MissingExtraError
 from medvlt.rewards.grade import GRADER_VERSION
 
@@ -152,7 +152,7 @@ def _provenance(decision: Decision, source: Source, names: Mapping[str, str]) ->
             {"source": report.source, "read": report.read, "kept": report.kept}
             for report in _reports(decision.samples.report)
         ],
-        "source_fingerprint": fingerprint(decision.samples.uids),
+        "source_fingerprint": uids_fingerprint(decision.samples.uids),
         "ledger": {"path": str(path), "sha256": file_sha256(path)},
         "probe": asdict(decision.probe),
         "grader_version": GRADER_VERSION,

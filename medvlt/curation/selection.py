@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import Ledger, Probe
 from medvlt.curation.probe import accepted_graders
 from medvlt.data.drops import ReadReport
-from medvlt.data.samples import BuiltSamples, SampleSet, Source, shuffle_key
+from medvlt.data.samples import BuiltSamples, SampleSet, Source, shuffle_key, uids_fingerprint
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.types import Sample
 
@@ -158,7 +157,7 @@ class Selection:
             f"probe {probe.name!r} of {self.ledger} measured {measured} of the {len(samples)} questions of "
             f"{samples.report.source} ({measured / len(samples):.1%}), and min_measured={self.min_measured} asks for "
             f"{self.min_measured:.1%}. It was asked {probe.questions} questions (fingerprint {probe.fingerprint}; this "
-            f"set's is {fingerprint(samples.uids)}), {known} of these {len(samples)} among them, of which "
+            f"set's is {uids_fingerprint(samples.uids)}), {known} of these {len(samples)} among them, of which "
             f"{known - measured} have completions that failed. Name the ledger of this set, or probe the whole set: "
             "run its `medvlt predict` again, nothing that its completion store has is sampled anew; or set a lower "
             "min_measured"

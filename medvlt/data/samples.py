@@ -190,6 +190,21 @@ def copy_uid(uid: str, copy: int) -> str:
     return f"{uid}#{copy + 1}" if copy else uid
 
 
+def uids_fingerprint(uids: Iterable[str]) -> str:
+    """Returns 16 hex digits that name a set of questions, whatever their order.
+
+    They are the first of SHA-256 over the sorted uids, each followed by a newline.
+
+    Example:
+        >>> uids_fingerprint(["b", "a"]) == uids_fingerprint(["a", "b"]) != uids_fingerprint(["a"])
+        True
+    """
+    digest = hashlib.sha256()
+    for uid in sorted(uids):
+        digest.update(uid.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:16]
+
+
 def shuffle_key(seed: int, uid: str) -> bytes:
     """Returns a key to sort by: a random order that depends on (seed, uid) alone, so not on how a set is stored."""
     return hashlib.sha256(f"{seed}\x1f{uid}".encode("utf-8", "surrogatepass")).digest()

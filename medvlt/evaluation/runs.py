@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvlt.data.files import file_sha256, flush_names, replacing, sweep_leftovers
-from medvlt.data.samples import shuffle_key
+from medvlt.data.samples import shuffle_key, uids_fingerprint
 from medvlt.errors import DataError, listed
 from medvlt.evaluation.records import encode_record, record_problem
 
@@ -328,11 +328,6 @@ def check_replaceable(folder: Path) -> None:
 def shown_questions(uids: Iterable[str], count: int) -> list[str]:
     """Returns the questions of a benchmark that reports show, at most `count`: drawn by their uids alone."""
     return sorted(uids, key=lambda uid: shuffle_key(0, uid))[:count]
-
-
-def uids_fingerprint(uids: Sequence[str]) -> str:
-    """Returns 16 hex digits that tell a set of questions from others, whatever its order."""
-    return hashlib.sha256("\x1f".join(sorted(uids)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _check_whole(

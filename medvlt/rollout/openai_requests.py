@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +24,8 @@ OWN_FIELDS = frozenset(
     {"model", "messages", "n", "stream", "temperature", "top_p", "top_k", "seed", "max_tokens", "max_completion_tokens"}
 )
 """Fields of a request that are set here, so that `extra_body` must not hold them."""
+
+_SECRET = re.compile(r"api[-_]?key|authorization|password|secret|(^|[-_])token$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class RequestSettings:
         if both := sorted(OWN_FIELDS & self.extra_body.keys()):
             raise ConfigurationError(
                 f"extra_body must not hold {', '.join(both)}: sampling, token_parameter, send_seed and model set them"
+            )
+        if secret := sorted(name for name in self.extra_body if _SECRET.search(name)):
+            raise ConfigurationError(
+                f"extra_body is written down with the results and must not hold {', '.join(secret)}; put the key into "
+                "the environment variable that api_key_variable names"
             )
 
     def arguments(self, messages: list[dict[str, Any]], params: SamplingParams, seed: int) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def test_only_the_same_evaluation_is_replaced(encoder: PromptEncoder, tmp_path: 
     fewer = {"sets": SETS | {"texts": Phantom("test", 4, seed=1, modality="text")}}
     never = {"recorder": EvaluationRecorder(overwrite=False)}
     others: list[dict[str, Any]] = [{"limit_val_batches": 1}, texts, fewer, {"control": Blind()}, never]
+    others += [{"temperature": 0.5}, {"n": 3}, {"module": RolloutModule("reference_eval")}]
     for settings in others:
         with pytest.raises(DataError, match=r"has an evaluation already.*overwrite=true"):
             evaluate(encoder, tmp_path, engine, **settings)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from medvlt.__main__ import main
 from medvlt.evaluation.benchmarks import MedVLThinkerEval
+from medvlt.evaluation.benchmarks.building import ORIGINALS
 from medvlt.evaluation.published import BENCHMARKS, QUESTIONS
 from medvlt.evaluation.runs import iterate_records, read_run
 from medvlt.paths import config_dir
@@ -154,6 +155,15 @@ def test_the_six_have_the_published_counts() -> None:
     assert list(QUESTIONS.values()) == counts
     assert [MedVLThinkerEval(name).expected_rows for name in BENCHMARKS] == counts
     assert f"{sum(counts):,} in all" in (CONFIGS / "eval/six.yaml").read_text()
+
+
+def test_the_original_sources_take_the_places_of_the_published_ones() -> None:
+    command = ["--config", "eval/six.yaml", "--config", "eval/six_from_sources.yaml"]
+    sources = printed(*command)["data"]["init_args"]["benchmarks"]
+    assert {name: source["init_args"]["expected"] for name, source in sources.items()} == dict(QUESTIONS)
+    assert {name: ORIGINALS[name].__name__ for name in BENCHMARKS} == {
+        name: source["class_path"].rpartition(".")[2] for name, source in sources.items()
+    }
 
 
 def test_the_text_sets_have_the_counts_of_the_header() -> None:

@@ -120,9 +120,10 @@ def test_the_twins_differ_in_the_engine_alone(ours: str, twin: str) -> None:
     assert settings[0] == settings[1]
 
 
-def test_a_failed_step_stops_the_demo() -> None:
+def test_a_failed_step_stops_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MedvltError, match="`medvlt fit` ended with exit code 2"):
-        demo._run(["fit", "--config", "nowhere.yaml"])
+        demo._run(["fit", "--config", "[nowhere].yaml"])
+    assert "$ medvlt fit --config '[nowhere].yaml'" in capsys.readouterr().out
 
 
 def test_tiny_writes_a_model_that_knows_the_words(tmp_path: Path) -> None:

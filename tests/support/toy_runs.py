@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from medvlt.evaluation.runs import PICTURES_FOLDER, uids_fingerprint, write_run
+from medvlt.data.samples import uids_fingerprint
+from medvlt.evaluation.runs import PICTURES_FOLDER, write_run
 
 LETTERS = "ABCD"
 FINDINGS = ("pneumothorax", "pleural effusion", "cardiomegaly", "no finding")

@@ -16,19 +16,10 @@ from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.benchmarks.checks import BenchmarkChecks
 from medvlt.evaluation.benchmarks.originals import marked_record
 from medvlt.evaluation.benchmarks.rows import Part, Row, StoredRows, read_rows, stored_rows
+from medvlt.evaluation.published import QUESTIONS
 
 PUBLISHED = "UCSC-VLAA/MedVLThinker-Eval"
 """The set on the Hub."""
-
-COUNTS = {
-    "pmc_vqa": 2_000,
-    "MMMU-medical": 170,
-    "MedXpertQA-MM": 2_000,
-    "pathvqa_closed": 3_362,
-    "slake_closed": 416,
-    "vqa_rad_closed": 272,
-}
-"""Questions of each benchmark: 8,220. The authors' own results lack four of MedXpertQA-MM."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +41,16 @@ class MedVLThinkerEval(BenchmarkChecks, Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.benchmark not in COUNTS:
+        if self.benchmark not in QUESTIONS:
             raise ConfigurationError(
-                f"benchmark must be one of {', '.join(COUNTS)}, got {self.benchmark!r}; any other set is a `Benchmark`"
+                f"benchmark must be one of {', '.join(QUESTIONS)}, got {self.benchmark!r}; any other set is a "
+                "`Benchmark`"
             )
 
     @property
     def expected_rows(self) -> int:
         """How many questions there must be."""
-        return COUNTS[self.benchmark] if self.expected is None else self.expected
+        return QUESTIONS[self.benchmark] if self.expected is None else self.expected
 
     def load(self) -> SampleSet:
         """Reads the rows of the benchmark and counts them.

@@ -35,10 +35,8 @@ CURVES = {
     "train/entropy": "entropy, nats per token",
     "train/kl": "KL from the reference model",
     "train/loss": "loss",
-    "val/loss": "loss, validation",
     "train/clip_ratio/region_mean": "tokens clipped by the ratio",
     "train/sampling/sampling_logp_difference/mean": "log-prob: sampler against trainer",
-    "train/grad_norm": "gradient norm",
     "lr-AdamW": "learning rate",
 }
 """What is drawn, of what is there: name in the logger to title."""

@@ -13,12 +13,12 @@ import medvlt.evaluation.benchmarks  # noqa: F401  the command line finds source
 from medvlt import __version__
 from medvlt.console import wide_console
 from medvlt.data.files import file_sha256, replacing
-from medvlt.data.samples import Source
+from medvlt.data.samples import Source, uids_fingerprint
 from medvlt.errors import DataError, listed
 from medvlt.evaluation.records import completion_record
 from medvlt.evaluation.regrade import check_policy
 from medvlt.evaluation.regrade_report import printed_table
-from medvlt.evaluation.runs import NOTE, RUN_FILE, iterate_records, uids_fingerprint, write_run
+from medvlt.evaluation.runs import NOTE, RUN_FILE, iterate_records, write_run
 from medvlt.evaluation.third_party.agreement import Agreement, agreement_of, reason_rows, summary, to_markdown
 from medvlt.evaluation.third_party.asked import Asked, as_asked, as_stored
 from medvlt.evaluation.third_party.options import label_of

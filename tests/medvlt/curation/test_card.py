@@ -23,7 +23,6 @@ from medvlt.curation.card import (
     cell,
     data_card,
     describe,
-    fingerprint,
     left_out,
     markdown_table,
     write_dataset,
@@ -31,7 +30,7 @@ from medvlt.curation.card import (
 from medvlt.curation.selection import SelectionReport
 from medvlt.data.drops import Drop, DropReason, ReadReport
 from medvlt.data.mixture import Mixture, Subset
-from medvlt.data.samples import SampleSet, Source
+from medvlt.data.samples import SampleSet, Source, uids_fingerprint
 from medvlt.data.sources import JSONLines, SavedDataset
 from medvlt.errors import DataError
 from medvlt.types import Sample
@@ -76,13 +75,13 @@ def toys() -> SampleSet:
 def test_a_fingerprint_names_the_questions_not_their_order(uids: list[str], random: object) -> None:
     shuffled = list(uids)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert fingerprint(shuffled) == fingerprint(uids)
-    assert fingerprint([*uids, "one more"]) != fingerprint(uids)
+    assert uids_fingerprint(shuffled) == uids_fingerprint(uids)
+    assert uids_fingerprint([*uids, "one more"]) != uids_fingerprint(uids)
 
 
 def test_the_fingerprint_is_what_it_says() -> None:
-    assert fingerprint(["b:1", "a:2"]) == hashlib.sha256(b"a:2\nb:1\n").hexdigest()[:16]
-    assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
+    assert uids_fingerprint(["b:1", "a:2"]) == hashlib.sha256(b"a:2\nb:1\n").hexdigest()[:16]
+    assert uids_fingerprint(["ab", "c"]) != uids_fingerprint(["a", "bc"])
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=40))
@@ -108,7 +107,7 @@ def test_facts() -> None:
     assert facts.pictures["longer side (pixels)"] == Spread.of([56, 280, 56])
     # one token is 28 x 28 pixels, a picture has at least 4
     assert facts.pictures["tokens (28 x 28 pixels)"].most == 10
-    assert facts.fingerprint == fingerprint(f"toy:{i}" for i in range(4))
+    assert facts.fingerprint == uids_fingerprint(f"toy:{i}" for i in range(4))
 
 
 def test_the_card_is_markdown_that_nothing_breaks() -> None:
@@ -150,7 +149,7 @@ def test_a_written_set_reads_back_with_its_papers(tmp_path: Path, capsys: pytest
     assert [question.uid for question in again] == [f"toy:{i}" for i in range(4)]
     assert [len(question.images) for question in again] == [2, 0, 0, 1]
     assert len(datasets.load_from_disk(str(output))) == 4
-    assert fingerprint(again.uids) == facts.fingerprint
+    assert uids_fingerprint(again.uids) == facts.fingerprint
     record = json.loads((output / "provenance.json").read_text(encoding="utf-8"))
     assert record["fingerprint"] == facts.fingerprint
     assert record["sources"] == {"toy": 3, "x|y": 1}

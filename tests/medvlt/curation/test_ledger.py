@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import COLUMNS, METADATA, Ledger, Probe, check_writable, merge_ledgers, update_ledger
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import DataError
 
 PROBE = Probe("tiny", "model", "plain", {"n": 4}, 42, grader_version="1")
@@ -43,7 +43,7 @@ def test_a_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert again.column("tiny/mean_tokens") == {"set:0:ab": 7.5, "set:1:cd": 7.5}
     assert again.column("mark/odd") == {"set:1:cd": True}
     assert again.questions() == {"set:0:ab": ("set", "0"), "set:1:cd": ("set", "1")}
-    assert again.probes["tiny"].fingerprint == fingerprint(ledger.uids)
+    assert again.probes["tiny"].fingerprint == uids_fingerprint(ledger.uids)
     assert again.probes["tiny"].questions == 2
 
 

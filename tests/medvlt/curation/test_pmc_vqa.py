@@ -25,12 +25,11 @@ from PIL import Image
 
 from medvlt.__main__ import main
 from medvlt.curation import figures, pmc_vqa
-from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import COUNTS, Ledger, Probe
 from medvlt.curation.pmc_vqa import COLUMNS, PMCVQA, build_pmc_vqa, clean_row, read_rows
 from medvlt.data.decode import image_size
 from medvlt.data.drops import DropReason, RecordError
-from medvlt.data.samples import Source
+from medvlt.data.samples import Source, uids_fingerprint
 from medvlt.data.sources import JSONLines
 from medvlt.data.writers import encoded
 from medvlt.errors import ConfigurationError, DataError
@@ -280,7 +279,7 @@ def test_a_killed_build_goes_on_and_ends_as_an_undisturbed_one(folder: Path, mon
     build_pmc_vqa(*places, folder / "undisturbed")
     first, second = (PMCVQA(source=folder / name).load() for name in ("out", "undisturbed"))
     assert list(first) == list(second)
-    assert fingerprint(first.uids) == fingerprint(second.uids)
+    assert uids_fingerprint(first.uids) == uids_fingerprint(second.uids)
     assert not list(folder.glob("*.work"))
 
 

@@ -16,11 +16,11 @@ import datasets
 import pytest
 
 from medvlt.__main__ import main
-from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import Ledger, Probe
 from medvlt.curation.select import histogram, select
 from medvlt.curation.selection import Selected, Selection
 from medvlt.data.phantom import Phantom
+from medvlt.data.samples import uids_fingerprint
 from medvlt.data.sources import JSONLines, SavedDataset
 from medvlt.errors import DataError
 from medvlt.rewards.grade import GRADER_VERSION
@@ -63,8 +63,8 @@ def test_the_data_set_on_disk_says_how_it_was_made(
     record = json.loads((output / "provenance.json").read_text())["provenance"]
     assert record["ledger"] == {"path": str(ledger), "sha256": hashlib.sha256(ledger.read_bytes()).hexdigest()}
     assert record["probe"]["model"] == "model"
-    assert record["probe"]["fingerprint"] == fingerprint(SOURCE.load().uids[:22])
-    assert record["source_fingerprint"] == fingerprint(SOURCE.load().uids)
+    assert record["probe"]["fingerprint"] == uids_fingerprint(SOURCE.load().uids[:22])
+    assert record["source_fingerprint"] == uids_fingerprint(SOURCE.load().uids)
     assert record["selection"] | {"ledger": ""} == {
         "ledger": "", "probe": "tiny", "count": "strict", "low": 1, "high": 7, "unmeasured": "drop",
         "order": "easy_to_hard", "seed": 42, "without_marks": [], "accept_grader_version": None,

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvlt.curation.card import fingerprint
 from medvlt.curation.ledger import Ledger, Probe
 from medvlt.curation.selection import Selected, Selection, SelectionReport
-from medvlt.data.samples import SampleSet, Source, shuffle_key
+from medvlt.data.samples import SampleSet, Source, shuffle_key, uids_fingerprint
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.rewards.grade import GRADER_VERSION
 from medvlt.types import Sample
@@ -174,7 +173,7 @@ def test_a_set_of_which_too_little_is_measured_is_refused(path: Path) -> None:
     assert "asked 10 questions" in message
     assert "10 of these 12 among them, of which 1 have completions that failed" in message
     assert probe.fingerprint in message
-    assert fingerprint(SAMPLES.uids) in message
+    assert uids_fingerprint(SAMPLES.uids) in message
     assert numbers(Selection(path, min_measured=0.75).apply(SAMPLES)) == [1, 2, 3, 4, 5, 6, 7]
     with pytest.raises(DataError, match="measured 9 of the 12"):
         Selection(path, min_measured=0.76, unmeasured="keep").apply(SAMPLES)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from toy_runs import toy_record, toy_run
 
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import DataError
 from medvlt.evaluation.alignment import align, sampling_text
-from medvlt.evaluation.runs import EvaluationRun, read_run, uids_fingerprint, write_run
+from medvlt.evaluation.runs import EvaluationRun, read_run, write_run
 
 
 def run(folder: Path, label: str = "A", *, benchmarks: dict[str, int] | None = None, **settings: Any) -> EvaluationRun:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from toy_runs import toy_record, toy_run
 
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.regrade import EXAMPLES, regrade
-from medvlt.evaluation.runs import read_run, uids_fingerprint, write_run
+from medvlt.evaluation.runs import read_run, write_run
 from medvlt.rewards.grade import GRADER_VERSION
 
 TEXTS = (

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from toy_runs import toy_record, toy_run
 
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import DataError
-from medvlt.evaluation.runs import EvaluationRun, read_run, shown_questions, uids_fingerprint, write_run
+from medvlt.evaluation.runs import EvaluationRun, read_run, shown_questions, write_run
 
 RIGHT = [[True, False], [True, True], [False, False]]
 

@@ -385,3 +385,10 @@ def test_no_file_imports_the_client_when_it_is_imported_itself() -> None:
     assert len(files) >= 6
     for file in files:
         assert not re.search(r"^\s*(import|from) (openai|httpx)", file.read_text(), re.MULTILINE), file
+
+
+@pytest.mark.parametrize("name", ["api_key", "Authorization", "access-token", "x-api-key"])
+def test_a_key_in_the_extra_body_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"must not hold .*api_key_variable") as caught:
+        OpenAIEngine("m", "http://a/v1", extra_body={name: "sk-very-secret", "token_budget": 3})
+    assert "sk-very-secret" not in str(caught.value)

@@ -16,9 +16,9 @@ from PIL import Image
 from medvlt.data.sources import HubDataset, JSONLines
 from medvlt.errors import ConfigurationError, DataError
 from medvlt.evaluation.benchmarks import Benchmark, MedVLThinkerEval, combined
-from medvlt.evaluation.benchmarks.combined import COUNTS
+from medvlt.evaluation.published import QUESTIONS
 
-SIX = {name: 2 + number for number, name in enumerate(COUNTS)}
+SIX = {name: 2 + number for number, name in enumerate(QUESTIONS)}
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +57,8 @@ def table() -> datasets.Dataset:
 
 
 def test_the_published_numbers() -> None:
-    assert sum(COUNTS.values()) == 8_220
-    assert [MedVLThinkerEval(name).expected_rows for name in COUNTS] == [2_000, 170, 2_000, 3_362, 416, 272]
+    assert sum(QUESTIONS.values()) == 8_220
+    assert [MedVLThinkerEval(name).expected_rows for name in QUESTIONS] == [2_000, 170, 2_000, 3_362, 416, 272]
     with pytest.raises(ConfigurationError, match=r"slake_closed.*got 'slake'"):
         MedVLThinkerEval("slake")
 

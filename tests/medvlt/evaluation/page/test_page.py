@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from toy_runs import toy_record, toy_run
 
+from medvlt.data.samples import uids_fingerprint
 from medvlt.errors import ConfigurationError
 from medvlt.evaluation.analysis import analyse
 from medvlt.evaluation.page import write_page
@@ -23,7 +24,7 @@ from medvlt.evaluation.page.book import COMPLETIONS, SHORTEST, cards, text_limit
 from medvlt.evaluation.page.pictures import Thumbnails
 from medvlt.evaluation.page.tables import in_words
 from medvlt.evaluation.page.text import TEXT_LIMIT
-from medvlt.evaluation.runs import EvaluationRun, read_run, uids_fingerprint, write_run
+from medvlt.evaluation.runs import EvaluationRun, read_run, write_run
 from medvlt.evaluation.scores import Interval, ReportData
 from medvlt.evaluation.wording import HOW_TO_READ, p_text
 
