@@ -16,11 +16,9 @@ from uuid import uuid4
 from medvlt.data.files import sweep_leftovers
 from medvlt.errors import DataError
 from medvlt.evaluation.records import completion_record, encode_record, picture_id
-from medvlt.evaluation.runs import SHOWN
+from medvlt.evaluation.runs import COMPLETIONS_FILE, PICTURES_FOLDER, SHOWN
 from medvlt.evaluation.thumbnails import thumbnail
 from medvlt.types import ImageSource, RolloutGroup, Verdict
-
-_LINES_FILE = "completions.jsonl"
 
 
 class Entry(NamedTuple):
@@ -66,7 +64,7 @@ class RunPart:
         self._ids: dict[Path, str] = {}
         try:
             self.folder.mkdir()
-            self._file = (self.folder / _LINES_FILE).open("wb")
+            self._file = (self.folder / COMPLETIONS_FILE).open("wb")
         except FileNotFoundError as error:
             raise DataError(
                 f"process {rank}, on {socket.gethostname()}, does not see {parts}, which process 0 has just made; set "
@@ -205,7 +203,7 @@ def merged_lines(folder: Path, parts: Sequence[Sequence[Entry]], asked: Mapping[
     with ExitStack() as opened:
         files = []
         for rank, part in enumerate(parts):
-            path = folder / str(rank) / _LINES_FILE
+            path = folder / str(rank) / COMPLETIONS_FILE
             try:
                 files.append(opened.enter_context(path.open("rb")))
                 size = path.stat().st_size
@@ -233,7 +231,7 @@ def merged_pictures(folder: Path, ranks: int) -> Path:
     Raises:
         DataError: If they cannot be moved.
     """
-    target = folder / "pictures"
+    target = folder / PICTURES_FOLDER
     try:
         target.mkdir()
         for rank in range(ranks):

@@ -15,6 +15,7 @@ from rich.table import Table
 from medvlt.console import wide_console
 from medvlt.errors import DataError
 from medvlt.evaluation.statistics.intervals import wilson_of_share
+from medvlt.evaluation.wording import MEAN_NAME
 from medvlt.metrics.macro import macro_average
 
 COLUMNS = ("questions", "right", "of", "accuracy", "95% interval", "format", "cut", "failed", "tokens")
@@ -131,6 +132,6 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
         if len(results) > 1:
             mean = macro_average({result.benchmark: result.accuracy for result in results})
             empty = columns.index("accuracy")
-            table.add_row("", "mean of benchmarks", *[""] * empty, f"{mean:.1%}")
+            table.add_row("", MEAN_NAME, *[""] * empty, f"{mean:.1%}")
         table.add_section()
     return table
