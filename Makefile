@@ -25,8 +25,9 @@ bin := $(MEDVLT_VENV)/bin
 demo: env
 	@$(bin)/medvlt demo
 
+# In the order of the folders the slow files come first, and the many quick ones fill the end of both processes.
 test: lint
-	@$(bin)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(bin)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: env
 	@$(bin)/ruff check .

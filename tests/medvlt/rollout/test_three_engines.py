@@ -22,7 +22,8 @@ from PIL import Image
 from medvlt.__main__ import main
 from medvlt.data.encoder import PromptEncoder
 from medvlt.data.prompts import PromptTemplate
-from medvlt.evaluation.runs import COLUMNS, iterate_records, read_run
+from medvlt.evaluation.records import COLUMNS
+from medvlt.evaluation.runs import iterate_records, read_run
 from medvlt.models.loading import Backbone, load_backbone
 from medvlt.models.policy import Policy
 from medvlt.rollout.transformers import TransformersEngine
