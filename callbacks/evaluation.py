@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import shutil
@@ -27,6 +26,7 @@ from medvlt.evaluation.runs import (
     check_replaceable,
     read_about,
     shown_questions,
+    utc_now,
     write_lines,
 )
 from medvlt.rewards.grade import GRADER_VERSION
@@ -195,7 +195,7 @@ class EvaluationRecorder(Callback):
             "control": control_settings(trainer),
             "grader": {"policy": getattr(pl_module, "grader", None), "version": GRADER_VERSION},
             "limited_to": batch_limit(trainer, stage),
-            "started": now(),
+            "started": utc_now(),
         }
 
     def _add(self, trainer: Trainer, batch: Any) -> None:
@@ -229,7 +229,7 @@ class EvaluationRecorder(Callback):
             raise
         try:
             self._check_folder(trainer, self._about["stage"])  # hours may have passed
-            about = self._about | {"benchmarks": described(trainer, sets, asked), "finished": now()}
+            about = self._about | {"benchmarks": described(trainer, sets, asked), "finished": utc_now()}
             pictures = merged_pictures(place, len(parts))
             write_lines(folder, about, merged_lines(place, parts, asked), overwrite=True, pictures=pictures)
         except DataError as error:
@@ -302,8 +302,3 @@ def log_run(folder: Path, parts: Sequence[Sequence[Entry]]) -> None:
             "%d of %d completions never came; they count as wrong, and %s lists them with their messages. With a "
             "store, the same command asks again for them alone", failed, completions, folder / "completions.jsonl",
         )  # fmt: skip
-
-
-def now() -> str:
-    """Returns the time in UTC, to the second, in ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

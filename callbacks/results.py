@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from medvlt import __version__
+from medvlt.curation.card import NOTICE
 from medvlt.data.files import replacing
 from medvlt.errors import DataError
 from medvlt.evaluation.results import BenchmarkResult, print_results
@@ -68,7 +69,7 @@ class ResultsTable(Callback):
             "medvlt": __version__,
             "grader": GRADER_VERSION,
             "benchmarks": [result.to_json() for result in results],
-            "note": "Research software, not for clinical use.",
+            "note": NOTICE,
         }
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from medvlt.curation.card import cell
+from medvlt.curation.card import NOTICE, cell
 from medvlt.evaluation.alignment import WARNING, control_name, grader_text, prompt_text, sampling_text
 from medvlt.evaluation.analysis import comparable_benchmarks, comparable_means
 from medvlt.evaluation.published import PUBLISHED
-from medvlt.evaluation.runs import NOTE, EvaluationRun
+from medvlt.evaluation.runs import EvaluationRun
 from medvlt.evaluation.scores import BenchmarkScore, Comparison, ReportData, RunScores
 from medvlt.evaluation.wording import (
     HOW_TO_READ,
@@ -44,7 +44,7 @@ def markdown(data: ReportData, runs: Sequence[EvaluationRun], *, title: str) -> 
         runs: The runs behind `data.runs`, in that order.
         title: Its heading.
     """
-    lines = [f"# {cell(title)}", "", NOTE, ""]
+    lines = [f"# {cell(title)}", "", NOTICE, ""]
     if data.notes:
         lines += ["## Notes", "", *map(_note, data.notes), ""]
     lines += ["## Accuracy", "", "Percent with a 95% interval.", "", *_accuracy(data, runs), ""]
@@ -56,7 +56,7 @@ def markdown(data: ReportData, runs: Sequence[EvaluationRun], *, title: str) -> 
     if data.failures:
         lines += ["## Completions that never came", "", *_failures(data), ""]
     lines += ["## Runs", "", *_runs(data, runs), ""]
-    lines += ["## How to read this", "", *(f"- {line}" for line in HOW_TO_READ), "", NOTE, ""]
+    lines += ["## How to read this", "", *(f"- {line}" for line in HOW_TO_READ), "", NOTICE, ""]
     return "\n".join(lines)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from medvlt.data.files import replacing
-from medvlt.errors import ConfigurationError, DataError
+from medvlt.errors import ConfigurationError
 from medvlt.evaluation.regrade_report import print_changes, to_markdown
-from medvlt.evaluation.runs import PICTURES_FOLDER, RUN_FILE, iterate_records, read_run, write_run
+from medvlt.evaluation.runs import PICTURES_FOLDER, check_free, iterate_records, read_run, write_run
 from medvlt.rewards.grade import GRADER_VERSION, GradePolicy, grade
 from medvlt.types import Sample
 
@@ -72,8 +72,7 @@ def regrade(run: str, output: str, policy: GradePolicy = "robust", overwrite: bo
             f"expected another folder than {run}, outside of it, for the new evaluation, got {output}; choose another "
             "output"
         )
-    if (target / RUN_FILE).exists() and not overwrite:
-        raise DataError(f"{target} has an evaluation already; choose another folder or set overwrite=true")
+    check_free(target, overwrite=overwrite)
     old = read_run(source)
     label = old.label
     if "regraded_from" in old.about:

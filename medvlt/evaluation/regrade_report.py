@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medvlt.console import wide_console
-from medvlt.curation.card import cell, markdown_table
-from medvlt.evaluation.runs import NOTE, EvaluationRun
+from medvlt.curation.card import NOTICE, cell, markdown_table
+from medvlt.evaluation.runs import EvaluationRun
 from medvlt.evaluation.statistics.intervals import picture_clusters
 from medvlt.evaluation.statistics.paired import paired_bootstrap
 
@@ -34,7 +34,7 @@ READING = (
 def print_changes(old: EvaluationRun, new: EvaluationRun, changes: Changes) -> None:
     """Prints the confusion of the two gradings and the change of each benchmark."""
     console = wide_console()
-    console.print(f"{_policy(old.about)} against {_policy(new.about)}. {NOTE}", markup=False, highlight=False)
+    console.print(f"{_policy(old.about)} against {_policy(new.about)}. {NOTICE}", markup=False, highlight=False)
     for title, (header, rows) in (
         ("Completions", confusion_rows(changes)),
         ("Reasons that changed", reason_rows(changes)),
@@ -58,7 +58,7 @@ def to_markdown(old: EvaluationRun, new: EvaluationRun, changes: Changes) -> str
     lines = [
         f"# {cell(old.label)}, graded again",
         "",
-        NOTE,
+        NOTICE,
         "",
         f"Before: {cell(_policy(old.about))}. After: {cell(_policy(new.about))}. {total:,} completions; "
         f"{changes.flipped:,} changed from right to wrong or back, {changes.changed:,} in verdict, letter, reason or "

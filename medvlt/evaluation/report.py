@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medvlt.console import wide_console
+from medvlt.curation.card import NOTICE
 from medvlt.data.files import replacing
 from medvlt.errors import ConfigurationError, DataError, MissingExtraError
 from medvlt.evaluation.alignment import align
@@ -17,7 +18,7 @@ from medvlt.evaluation.analysis import analyse_aligned
 from medvlt.evaluation.csv_table import csv_table
 from medvlt.evaluation.markdown import markdown
 from medvlt.evaluation.page import write_page
-from medvlt.evaluation.runs import NOTE, read_run
+from medvlt.evaluation.runs import read_run
 from medvlt.evaluation.scores import ReportData
 from medvlt.evaluation.wording import (
     MEAN_NAME,
@@ -105,7 +106,7 @@ def print_report(data: ReportData) -> None:
 
 def accuracy_table(data: ReportData) -> Table:
     """Returns a table with one row per run and benchmark, and the mean of each run over benchmarks."""
-    shown = Table(title=f"Accuracy in percent. {NOTE}", title_justify="left")
+    shown = Table(title=f"Accuracy in percent. {NOTICE}", title_justify="left")
     for name in ("run", "benchmark"):
         shown.add_column(name, overflow="fold")
     for name in ("questions", "n", "accuracy", "95% interval", "chance", "failed"):

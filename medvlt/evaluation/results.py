@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from medvlt.console import wide_console
+from medvlt.curation.card import NOTICE
 from medvlt.errors import DataError
 from medvlt.evaluation.statistics.intervals import wilson_of_share
 from medvlt.evaluation.wording import MEAN_NAME
@@ -105,9 +106,7 @@ def results_table(runs: Mapping[str, Sequence[BenchmarkResult]]) -> Table:
     """
     several = any(result.majority is not None for results in runs.values() for result in results)
     columns = COLUMNS + SEVERAL if several else COLUMNS
-    table = Table(
-        title="Accuracy with 95% Wilson interval. Research software, not for clinical use.", title_justify="left"
-    )
+    table = Table(title=f"Accuracy with 95% Wilson interval. {NOTICE}", title_justify="left")
     for column in ("model", "benchmark"):
         table.add_column(column, overflow="fold")  # a long name is never cut
     for column in columns:

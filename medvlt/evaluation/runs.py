@@ -7,6 +7,7 @@ benchmark, question by question; `pictures/` holds thumbnails of a few questions
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medvlt.curation.card import NOTICE
 from medvlt.data.files import file_sha256, flush_names, replacing, sweep_leftovers
 from medvlt.data.samples import shuffle_key, uids_fingerprint
 from medvlt.errors import DataError, listed
@@ -28,7 +30,6 @@ FORMAT = 1
 RUN_FILE = "run.json"
 COMPLETIONS_FILE = "completions.jsonl"
 PICTURES_FOLDER = "pictures"
-NOTE = "Research software, not for clinical use."
 
 SHOWN = 3
 """Lines or questions that an error names; their number is always given."""
@@ -53,7 +54,6 @@ class BenchmarkAnswers:
         failed: Whether it never came, (Q, n); such a completion is wrong and counts.
         tokens: Its length, (Q, n).
         labels: The letter it chose, or None.
-        reasons: Why the grader said so, a value of `medvlt.types.Reason`.
         errors: Why a completion never came: (uid, number, message).
     """
 
@@ -68,7 +68,6 @@ class BenchmarkAnswers:
     failed: npt.NDArray[np.bool_]
     tokens: npt.NDArray[np.int64]
     labels: tuple[tuple[str | None, ...], ...]
-    reasons: tuple[tuple[str, ...], ...]
     errors: tuple[tuple[str, int, str], ...]
 
     @property
@@ -101,7 +100,7 @@ class BenchmarkAnswers:
         return replace(self, **rows, **arrays, errors=tuple(error for error in self.errors if error[0] in kept))
 
 
-_PER_QUESTION = ("uids", "pictures", "answer_labels", "options", "labels", "reasons")
+_PER_QUESTION = ("uids", "pictures", "answer_labels", "options", "labels")
 _ARRAYS = ("correct", "format_ok", "truncated", "failed", "tokens")
 
 
@@ -273,8 +272,7 @@ def write_lines(
     pictures: Path | None = None,
 ) -> None:
     """Writes a run as `write_run` does, from lines made by `encode_record`, one or several at a time."""
-    if not overwrite and (folder / RUN_FILE).exists():
-        raise DataError(f"{folder} has an evaluation already; choose another folder or set overwrite=true")
+    check_free(folder, overwrite=overwrite)
     check_replaceable(folder)
     digest, count = hashlib.sha256(), 0
     for name in (COMPLETIONS_FILE, RUN_FILE):
@@ -287,7 +285,7 @@ def write_lines(
                     digest.update(chunk)
                     count += chunk.count(b"\n")
             stored = {"lines": count, "sha256": digest.hexdigest()}
-            content = {"format": FORMAT, **about, "completions": stored, "note": NOTE}
+            content = {"format": FORMAT, **about, "completions": stored, "note": NOTICE}
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             said.write_text(text, encoding="utf-8", errors="replace")
             for path in (temporary, said):
@@ -323,6 +321,21 @@ def check_replaceable(folder: Path) -> None:
             f"{folder} has a {COMPLETIONS_FILE} or {PICTURES_FOLDER}/ that no evaluation wrote ({problem}), and one "
             "would replace it; move it away or choose another folder (default_root_dir)"
         )
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a folder that has an evaluation which may not be replaced; also before hours of work.
+
+    Raises:
+        DataError: If it has.
+    """
+    if not overwrite and (folder / RUN_FILE).exists():
+        raise DataError(f"{folder} has an evaluation already; choose another folder or set overwrite=true")
+
+
+def utc_now() -> str:
+    """Returns the time in UTC, to the second, in ISO 8601: the dates of `run.json`."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def shown_questions(uids: Iterable[str], count: int) -> list[str]:
@@ -368,7 +381,6 @@ def _answers(name: str, groups: Mapping[str, Sequence[Mapping[str, Any]]], n: in
         failed=array([[end == "error" for end in row] for row in ends], np.bool_),
         tokens=array(table("tokens"), np.int64),
         labels=table("label"),
-        reasons=table("reason"),
         errors=tuple(
             (uid, line["sample"], line["error"])
             for uid, lines in groups.items()

@@ -15,7 +15,6 @@ many there may be is counted.
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +73,13 @@ class ClosedQuestions(OriginalBenchmark):
     pictures: ClassVar[tuple[str, ...]] = _PICTURES
 
     conversion: ClassVar[tuple[str, ...]] = ("options_file",)
+    fixed: ClassVar[tuple[str, ...] | None] = None  # options of every question, whatever its wording
 
     options_file: str | Path | None = None
 
-    @abstractmethod
     def converter(self) -> Convert:
         """See `OriginalBenchmark`."""
+        return ClosedConverter(self.given(), self.fixed)
 
     def given(self) -> GivenOptions | None:
         """Returns what the options file says.
@@ -108,13 +108,10 @@ class PathVQAClosed(ClosedQuestions):
 
     name: ClassVar[str] = "pathvqa_closed"
     parts: ClassVar[tuple[Part, ...]] = (Part("PathVQA", "test"),)
+    fixed: ClassVar[tuple[str, ...] | None] = YES_NO
 
     source: str | Path | Source = ADAPTLLM
     expected: int | None = 3_362
-
-    def converter(self) -> Convert:
-        """See `OriginalBenchmark`."""
-        return ClosedConverter(self.given(), YES_NO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +131,6 @@ class SLAKEClosed(ClosedQuestions):
     expected: int | None = 416
     max_open: int = 1
 
-    def converter(self) -> Convert:
-        """See `OriginalBenchmark`."""
-        return ClosedConverter(self.given(), None)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VQARADClosed(ClosedQuestions):
@@ -155,10 +148,6 @@ class VQARADClosed(ClosedQuestions):
     source: str | Path | Source = ADAPTLLM
     expected: int | None = 272
     max_open: int = 1
-
-    def converter(self) -> Convert:
-        """See `OriginalBenchmark`."""
-        return ClosedConverter(self.given(), None)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medvlt.curation.card import NOTICE
 from medvlt.data.controls import BlankPictures, Blind
 from medvlt.data.files import replacing
 from medvlt.errors import ConfigurationError
@@ -23,7 +24,7 @@ from medvlt.evaluation.page.svg import glyph
 from medvlt.evaluation.page.text import label, visible
 from medvlt.evaluation.page.training import training_figure
 from medvlt.evaluation.published import PUBLISHED
-from medvlt.evaluation.runs import NOTE, EvaluationRun
+from medvlt.evaluation.runs import EvaluationRun
 from medvlt.evaluation.scores import ReportData
 from medvlt.evaluation.wording import HOW_TO_READ
 from medvlt.imports import require
@@ -91,7 +92,7 @@ def context(
     groups = iterations(training, of_training)
     return {
         "title": title,
-        "note": NOTE,
+        "note": NOTICE,
         "baseline": data.baseline,
         "benchmarks": data.benchmarks,
         "runs": [

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from medvlt.curation.card import cell, markdown_table
+from medvlt.curation.card import NOTICE, cell, markdown_table
 from medvlt.evaluation.regrade_report import confusion, verdict_words
-from medvlt.evaluation.runs import NOTE
 from medvlt.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
 
 
@@ -132,7 +131,7 @@ def to_markdown(agreement: Agreement, title: str, examples: int = 20) -> str:
         title: What was compared.
         examples: Disagreements to show.
     """
-    lines = [f"# {cell(title)}", "", NOTE, "", summary(agreement), ""]
+    lines = [f"# {cell(title)}", "", NOTICE, "", summary(agreement), ""]
     for rows in (verdict_rows(agreement), reason_rows(agreement)):
         lines += [markdown_table(*rows), ""]
     shown = agreement.disagreements[:examples]

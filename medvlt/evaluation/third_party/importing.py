@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import medvlt.evaluation.benchmarks  # noqa: F401  the command line finds sources by their short names once imported
 from medvlt import __version__
 from medvlt.console import wide_console
+from medvlt.curation.card import NOTICE
 from medvlt.data.files import file_sha256, replacing
 from medvlt.data.samples import Source, uids_fingerprint
 from medvlt.errors import DataError, listed
 from medvlt.evaluation.records import completion_record
 from medvlt.evaluation.regrade import check_policy
 from medvlt.evaluation.regrade_report import printed_table
-from medvlt.evaluation.runs import NOTE, RUN_FILE, iterate_records, write_run
+from medvlt.evaluation.runs import check_free, iterate_records, utc_now, write_run
 from medvlt.evaluation.third_party.agreement import Agreement, agreement_of, reason_rows, summary, to_markdown
 from medvlt.evaluation.third_party.asked import Asked, as_asked, as_stored
 from medvlt.evaluation.third_party.options import label_of
@@ -73,8 +73,7 @@ def import_outputs(
     check_policy(policy)
     source, target = Path(path), Path(output)
     name = label or (source.resolve().name if source.is_dir() else source.stem)
-    if (target / RUN_FILE).exists() and not overwrite:
-        raise DataError(f"{target} has an evaluation already; choose another folder or set overwrite=true")
+    check_free(target, overwrite=overwrite)
     paths = FORMS[form].files(source)
     if not paths:
         raise DataError(f"expected outputs of the form {form} at {source}, found no file of theirs; name another path")
@@ -101,7 +100,7 @@ def import_outputs(
     if not asked or (complaints and not repair):
         advice = "correct the files, or set repair=true (its help says what becomes of them)" if asked else advice
         raise DataError(f"{source}: {'. '.join(complaints)}; {advice}")
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = utc_now()
     about = {
         "label": name,
         "model": name,
@@ -177,7 +176,7 @@ def _described(asked: Sequence[Asked], source: str) -> dict[str, Any]:
 def _print(about: dict[str, Any], agreement: Agreement, findings: Findings) -> None:
     console = wide_console()
     sizes = ", ".join(f"{name} {kept['questions']:,}" for name, kept in about["benchmarks"].items())
-    messages = [f"{about['label']}: {sizes}; {about['sampling']['n']} outputs each. {NOTE}"]
+    messages = [f"{about['label']}: {sizes}; {about['sampling']['n']} outputs each. {NOTICE}"]
     messages += [f"Repaired: {complaint}." for complaint in about["repaired"]]
     messages += [f"Left out: {count:,} lines of the filter {name!r}." for name, count in findings.variants.items()]
     for message in messages:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from medvlt.data.drops import RecordError
 from medvlt.data.sources import json_records
 from medvlt.errors import DataError
+from medvlt.evaluation.runs import SHOWN
 from medvlt.evaluation.third_party import lm_eval, lmms_eval, mmmu_pro, reference
 from medvlt.evaluation.third_party.outputs import LineError, StoredOutput, StoredQuestion
 
@@ -20,9 +21,6 @@ OutputForm: TypeAlias = Literal["reference", "lm_eval", "lmms_eval", "mmmu_pro"]
 
 LOST = "lost: no output is stored"
 """Error of an output that should be there."""
-
-SHOWN = 3
-"""Lines or questions that a message names; their number is always given."""
 
 
 class _Form(Protocol):
